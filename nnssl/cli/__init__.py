@@ -1,0 +1,66 @@
+"""Commands. Each module parses its flags in ``main(argv)``, calls the library and prints; it holds no logic."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "plan_and_preprocess": "fingerprint, plan and preprocess labeled and unlabeled cases",
+    "train": "train one fold with one method",
+    "predict": "segment a folder of scans, or single scans",
+    "evaluate": "compare predictions with reference labels",
+    "trainers": "list the available methods",
+    "split": "make a label-budget data set from a fully labeled one",
+    "export": "write a trained model so that stock nnU-Net predicts with it",
+    "demo": "run the whole way on a phantom data set, or on your own folder",
+}
+
+
+def run(command: str, argv: Sequence[str] | None = None) -> int:
+    """Runs ``nnssl_<command>`` and returns its exit code: 0 done, 2 a mistake the user can mend, 130 interrupted."""
+    # imported here: the guard in nnssl/__init__ has already run, and --help of one command must not load the others
+    from nnssl.errors import UserError
+
+    module = importlib.import_module(f"nnssl.cli.{command}")
+    try:
+        return module.main(list(sys.argv[1:] if argv is None else argv)) or 0
+    except UserError as error:
+        print(f"nnssl_{command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"nnssl_{command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def plan_and_preprocess() -> None:
+    sys.exit(run("plan_and_preprocess"))
+
+
+def train() -> None:
+    sys.exit(run("train"))
+
+
+def predict() -> None:
+    sys.exit(run("predict"))
+
+
+def evaluate() -> None:
+    sys.exit(run("evaluate"))
+
+
+def trainers() -> None:
+    sys.exit(run("trainers"))
+
+
+def split() -> None:
+    sys.exit(run("split"))
+
+
+def export() -> None:
+    sys.exit(run("export"))
+
+
+def demo() -> None:
+    sys.exit(run("demo"))
