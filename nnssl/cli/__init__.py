@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+
+from nnssl.errors import UserError
+from nnssl.guard import refuse_other_nnssl
 
 COMMANDS = {
     "plan_and_preprocess": "fingerprint, plan and preprocess labeled and unlabeled cases",
@@ -20,9 +24,10 @@ COMMANDS = {
 
 def run(command: str, argv: Sequence[str] | None = None) -> int:
     """Runs ``nnssl_<command>`` and returns its exit code: 0 done, 2 a mistake the user can mend, 130 interrupted."""
-    # imported here: the guard in nnssl/__init__ has already run, and --help of one command must not load the others
-    from nnssl.errors import UserError
-
+    refuse_other_nnssl()
+    # Read once, when torch is loaded: threads that wait by spinning take the cores from the augmentation workers,
+    # which costs up to ten times the step where there are as many processes as cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     module = importlib.import_module(f"nnssl.cli.{command}")
     try:
         return module.main(list(sys.argv[1:] if argv is None else argv)) or 0

@@ -1,0 +1,1 @@
+"""Labeled and unlabeled streams of patches."""

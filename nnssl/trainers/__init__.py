@@ -1,0 +1,1 @@
+"""Trainers: one file per method, found by class name through `nnssl.trainers.registry`."""

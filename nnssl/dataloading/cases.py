@@ -1,0 +1,79 @@
+"""Preprocessed cases of the two streams, opened memory-mapped when a patch is cut from them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import blosc2
+
+UNLABELED_SUFFIX = "_unlabeled"
+MASK_SUFFIX = "_mask"
+
+
+def unlabeled_folder(labeled_folder: str | os.PathLike[str]) -> Path:
+    """Folder of the preprocessed unlabeled cases that belongs to a ``<data_identifier>`` folder."""
+    path = Path(labeled_folder)
+    return path.with_name(path.name + UNLABELED_SUFFIX)
+
+
+def unlabeled_identifiers(folder: str | os.PathLike[str]) -> list[str]:
+    """Sorted case names in a ``<data_identifier>_unlabeled`` folder; empty if there is none.
+
+    The mask of a case is not a case, nor is a segmentation that someone has put beside it.
+    """
+    path = Path(folder)
+    names = {f.name.removesuffix(".b2nd") for f in path.glob("*.b2nd")} if path.is_dir() else set()
+    companions = {name + suffix for name in names for suffix in (MASK_SUFFIX, "_seg")}
+    return sorted(name for name in names - companions if not name.startswith("."))
+
+
+class UnlabeledCases:
+    """Images without labels.
+
+    Args:
+        folder: ``<data_identifier>_unlabeled``.
+        identifiers: case names.
+        with_mask: whether the nonzero mask is opened too (needed where normalization leaves the outside at zero).
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], identifiers: list[str], *, with_mask: bool = False):
+        blosc2.set_nthreads(1)
+        self.folder = Path(folder)
+        self.identifiers = list(identifiers)
+        self.with_mask = with_mask
+
+    def load_case(self, identifier: str) -> tuple[Any, Any | None]:
+        """Memory-mapped image ``(C, *S)`` and nonzero mask ``(1, *S)``, 1 inside, or None."""
+        image = self._open(identifier)
+        return image, self._open(identifier + MASK_SUFFIX) if self.with_mask else None
+
+    def _open(self, name: str) -> Any:
+        # memory mapping fails on Windows, see nnU-Net issue 2723
+        mapping = {} if os.name == "nt" else {"mmap_mode": "r"}
+        return blosc2.open(urlpath=str(self.folder / f"{name}.b2nd"), mode="r", dparams={"nthreads": 1}, **mapping)
+
+
+class NamedErrors:
+    """A data set of cases whose reading errors name the case.
+
+    Wraps nnU-Net's data sets and `UnlabeledCases`; everything but ``load_case`` is passed on.
+    """
+
+    def __init__(self, cases: Any):
+        self._cases = cases
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_cases":
+            raise AttributeError(name)
+        return getattr(self._cases, name)
+
+    def load_case(self, identifier: str) -> Any:
+        try:
+            return self._cases.load_case(identifier)
+        except Exception as error:
+            raise RuntimeError(
+                f"preprocessed case {identifier} cannot be read ({type(error).__name__}: {error}); "
+                "run nnssl_plan_and_preprocess again: it makes only what is missing or changed"
+            ) from error

@@ -1,0 +1,145 @@
+"""Endless streams of batches in which batch number i depends on the seed and on i alone.
+
+Each batch is drawn and augmented under random generators seeded with (seed, stream, index). The same index therefore
+gives the same batch whatever the number of workers, and a resumed training continues a stream exactly by starting it
+at the next index: no sampler state has to be saved.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from nnssl.errors import UserError
+
+PREFETCHED_BATCHES = 3
+
+
+class BatchSource(Protocol):
+    """What a stream needs: nnU-Net's data loader and `UnlabeledLoader` both have it."""
+
+    def generate_train_batch(self) -> dict[str, Any]: ...
+
+
+class SeededBatches(Dataset):
+    """Batches by index, each drawn under its own seed.
+
+    Args:
+        source: draws and augments one batch with Python's, NumPy's and torch's global random generators.
+        name: stream name; streams with different names draw independently.
+        seed: run seed.
+    """
+
+    def __init__(self, source: BatchSource, name: str, seed: int):
+        self.source = source
+        self.name = name
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        with _seeded(self.seed, int.from_bytes(self.name.encode(), "little"), index):
+            return self.source.generate_train_batch()
+
+
+class BatchStream:
+    """Iterator over the batches of a `SeededBatches` from ``start`` on, made ahead of time by worker processes.
+
+    Args:
+        batches: the batches.
+        start: index of the first one.
+        num_workers: processes that augment; 0 makes batches in this process when they are asked for.
+        pin_memory: whether batches are put into page-locked memory (CUDA).
+    """
+
+    def __init__(self, batches: SeededBatches, start: int, num_workers: int, pin_memory: bool = False):
+        self.name = batches.name
+        self._loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=_CountFrom(start),
+            num_workers=num_workers,
+            prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            # its own, because starting an iterator draws a number, which would shift the generator of the training
+            generator=torch.Generator(),
+        )
+        self._iterator = iter(self._loader)
+        # workers ignore SIGTERM (see _start_worker), by which multiprocessing would end them when this process exits
+        self._end_workers = Finalize(self, _kill, args=(getattr(self._iterator, "_workers", []),), exitpriority=100)
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            lines = str(error).strip().splitlines()
+            if lines and lines[0].startswith("Caught"):
+                raise UserError(f"the {self.name} stream stopped", found=lines[-1]) from error
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a worker process of the {self.name} stream died",
+                found=lines[0],
+                fix="most often the machine ran out of memory: set the environment variable nnUNet_n_proc_DA=1, "
+                "close other programs, then continue with --c",
+            ) from error
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        shutdown = getattr(self._iterator, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
+        self._end_workers()
+
+
+class _CountFrom:
+    """Sampler 'start, start + 1, ...'."""
+
+    def __init__(self, start: int):
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start)
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+        worker.join()
+
+
+def _start_worker(worker_id: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer alone decides when to end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextmanager
+def _seeded(*entropy: int) -> Iterator[None]:
+    """Seeds the global generators; outside worker processes their states are put back afterwards."""
+    in_worker = get_worker_info() is not None
+    states = None if in_worker else (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    python_seed, numpy_seed, torch_seed = (int(word) for word in np.random.SeedSequence(entropy).generate_state(3))
+    random.seed(python_seed)
+    np.random.seed(numpy_seed)
+    torch.random.default_generator.manual_seed(torch_seed)
+    try:
+        yield
+    finally:
+        if states is not None:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])

@@ -1,0 +1,26 @@
+"""Consistency losses between two predictions of the same voxels."""
+
+from __future__ import annotations
+
+import torch
+
+
+def mean_squared_difference(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean over batch, classes and voxels of the squared difference of two probability maps.
+
+    The soft consistency of mean teacher methods (Tarvainen & Valpola, NIPS 2017, section 2; Yu et al., MICCAI 2019,
+    equation 1).
+
+    Args:
+        student: probabilities ``(N, K, *S)`` that receive the gradient.
+        teacher: probabilities ``(N, K, *S)``; no gradient flows into them.
+
+    Returns:
+        Scalar tensor in ``[0, 1]`` for probabilities.
+
+    >>> mean_squared_difference(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.5], [0.5]]]))
+    tensor(0.2500)
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"shapes differ: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+    return (student - teacher.detach()).square().mean()

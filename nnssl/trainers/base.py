@@ -1,0 +1,332 @@
+"""What every semi-supervised trainer shares: one step over labeled and unlabeled patches on nnU-Net's trainer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnssl.dataloading.cases import unlabeled_folder, unlabeled_identifiers
+from nnssl.dataset.splits import Fold, load_fold
+from nnssl.errors import UserError
+from nnssl.networks.ema import EMATeacher
+from nnssl.networks.unwrap import set_deep_supervision, unwrap
+from nnssl.trainers.engine import checkpoint, loop, validation
+from nnssl.trainers.engine.history import History, LossMeter
+from nnssl.trainers.engine.memory_format import check_memory_format, measure_memory_formats, memory_format
+from nnssl.trainers.engine.pipelines import TrainingStream, open_streams
+from nnssl.trainers.engine.precision import Precision, choose_precision
+from nnssl.trainers.engine.requirements import check_requirements
+from nnssl.trainers.engine.run_settings import RunSettings
+from nnssl.trainers.engine.settings import check_overrides, hyperparameters
+from nnssl.trainers.engine.state import make_deterministic, seed_everything
+from nnssl.trainers.engine.step import Step
+
+
+class SemiSupervisedTrainer(nnUNetTrainer):
+    """Base of all trainers. A method overrides the fewest hooks that it can:
+
+    - `build_modules`: teachers and other modules beside the student;
+    - `prepare_step`: changes to the patches before the forward pass (mixing);
+    - `supervised_loss`, `unsupervised_loss`: named terms, weights included;
+    - `backward_and_update`: only methods that manipulate gradients;
+    - `after_step`: EMA updates;
+    - `deployed_network`: the network that is saved for prediction (default: the student).
+
+    Hyper-parameters are annotated class attributes; ``--set`` and `configure` override them before `initialize`.
+    """
+
+    source: ClassVar[str] = ""
+    year: ClassVar[int] = 0
+    status: ClassVar[Literal["official code", "paper", "re-interpretation", "own"]] = "own"
+    uses_unlabeled: ClassVar[bool] = True
+    min_labeled: ClassVar[int] = 1
+    min_unlabeled: ClassVar[int] = 1
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
+    supports_regions: ClassVar[bool] = True
+    supports_ignore_label: ClassVar[bool] = True
+    supports_cascade: ClassVar[bool] = False
+    trained_networks: ClassVar[int] = 1
+    memory_factor: ClassVar[float] = 1.0
+    """Memory of a step relative to Supervised with the same number of labeled patches (measured)."""
+
+    num_epochs: int = 1000
+    num_iterations_per_epoch: int = 250
+    num_val_iterations_per_epoch: int = 50
+    initial_lr: float = 1e-2
+    weight_decay: float = 3e-5
+    gradient_clipping: float = 12.0
+    oversample_foreground_percent: float = 0.33
+    enable_deep_supervision: bool = True
+    unlabeled_batch_size: int | None = None
+    """Unlabeled patches per step; None takes the number of the plan."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature, which it inspects)
+    ):
+        plans.setdefault("continue_training", False)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        for name, value in hyperparameters(type(self)).items():
+            setattr(self, name, value)
+        self.settings = RunSettings()
+        self.precision = Precision("fp32", self.device.type)
+        self.memory_format = torch.contiguous_format
+        self.iteration = 0
+        self.meter = LossMeter()
+        self.history = History()
+        self._modules: dict[str, nn.Module] = {}
+        self._split: Fold | None = None
+
+    def configure(self, overrides: dict[str, Any] | None = None, settings: RunSettings | None = None) -> None:
+        """Sets hyper-parameters and run settings; only before `initialize`.
+
+        Raises:
+            UserError: for unknown names or values of a wrong type.
+        """
+        if self.was_initialized:
+            raise RuntimeError("configure must be called before initialize")
+        for name, value in check_overrides(type(self), overrides or {}).items():
+            setattr(self, name, value)
+        if settings is not None:
+            self.settings = settings
+
+    def hyperparameter_values(self) -> dict[str, Any]:
+        """Hyper-parameters as they are set in this run."""
+        return {name: getattr(self, name) for name in hyperparameters(type(self))}
+
+    @property
+    def progress(self) -> float:
+        """Share of the training steps that are done, 0 to 1."""
+        return self.iteration / (self.num_epochs * self.num_iterations_per_epoch)
+
+    # ------------------------------------------------------------------ hooks of the methods
+
+    def build_modules(self) -> dict[str, nn.Module]:
+        """Modules beside the student, by name. They become attributes, are moved to the device and saved.
+
+        Parameters that require gradients are trained by the optimizer of the student. The student is built and holds
+        its initial weights: ``unwrap(self.network)``.
+        """
+        return {}
+
+    def prepare_step(self, step: Step) -> None:
+        """Changes the patches before the forward pass, for methods that mix them."""
+
+    def supervised_loss(self, step: Step) -> torch.Tensor:
+        """nnU-Net's loss (Dice and cross entropy, deep supervision) on the labeled patches."""
+        if self.enable_deep_supervision:
+            return self.loss(step.labeled_heads, step.target)
+        return self.loss(step.labeled_logits, step.target[0])
+
+    def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
+        """Named terms that are added to the supervised loss, each with its weight."""
+        return {}
+
+    def after_step(self, step: Step) -> None:
+        """Called after each optimizer step."""
+
+    def deployed_network(self) -> nn.Module:
+        """The network that predicts, without wrappers."""
+        return unwrap(self.network)
+
+    # ------------------------------------------------------------------ building blocks for methods
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Softmax over classes, or sigmoid where labels are overlapping regions; shape is kept."""
+        return logits.sigmoid() if self.label_manager.has_regions else logits.softmax(1)
+
+    def heads(self, network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+        """Float32 logits of ``network`` in this run's precision, full resolution first."""
+        with self.precision.autocast():
+            output = network(images.contiguous(memory_format=self.memory_format))
+        return [head.float() for head in (output if isinstance(output, (list, tuple)) else [output])]
+
+    def new_teacher(self) -> EMATeacher:
+        """Copy of the student that follows it by averaging and predicts at full resolution only."""
+        teacher = EMATeacher(unwrap(self.network))
+        set_deep_supervision(teacher.network, False)
+        if self._do_i_compile():
+            teacher.network.compile()
+        return teacher
+
+    # ------------------------------------------------------------------ the step
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """One forward pass over labeled and unlabeled patches, one update.
+
+        Args:
+            batch: ``data`` ``(B_l, C, *P)``, ``target`` (one tensor, or one per head), ``unlabeled``
+                ``(B_u, C, *P)`` or None.
+
+        Returns:
+            Every named loss and their sum as ``loss``, detached and still on the device.
+        """
+        step = self.make_step(batch)
+        self.prepare_step(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.forward(step)
+        losses = {"supervised": self.supervised_loss(step), **self.unsupervised_loss(step)}
+        total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else losses["supervised"]
+        self.backward_and_update(total)
+        self.iteration += 1
+        self.after_step(step)
+        return {name: loss.detach() for name, loss in (("loss", total), *losses.items())}
+
+    def make_step(self, batch: dict[str, Any]) -> Step:
+        """Moves a batch to the device."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(self.device, non_blocking=True)
+
+        target = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
+        unlabeled = batch.get("unlabeled")
+        return Step(
+            labeled=move(batch["data"]),
+            target=[move(t) for t in target],
+            unlabeled=None if unlabeled is None else move(unlabeled),
+            iteration=self.iteration,
+            progress=self.progress,
+        )
+
+    def forward(self, step: Step) -> None:
+        """Fills ``step.heads`` with the student's float32 logits for labeled and unlabeled patches in one pass."""
+        images = step.labeled if step.unlabeled is None else torch.cat([step.labeled, step.unlabeled])
+        step.heads = self.heads(self.network, images)
+
+    def backward_and_update(self, loss: torch.Tensor) -> None:
+        """Backward pass, gradient clipping and optimizer step."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.grad_scaler is None:
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, self.gradient_clipping)
+            self.optimizer.step()
+            return
+        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(parameters, self.gradient_clipping)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    # ------------------------------------------------------------------ set-up
+
+    def initialize(self) -> None:
+        """Builds network, optimizer, loss and the modules of the method, seeded and on the device."""
+        if self.settings.seed is None:
+            self.settings.seed = int.from_bytes(os.urandom(4), "little")
+        if self.settings.deterministic:
+            make_deterministic()
+        check_memory_format(self.settings.memory_format)
+        self.precision = choose_precision(self.device, self.settings.precision)
+        seed_everything(self.settings.seed)
+        super().initialize()
+        self.grad_scaler = self.precision.grad_scaler()
+        if self.settings.pretrained_weights is not None:
+            checkpoint.load_pretrained(unwrap(self.network), self.settings.pretrained_weights)
+        self._choose_memory_format()
+        self._modules = {name: module.to(self.device) for name, module in self.build_modules().items()}
+        for name, module in self._modules.items():
+            setattr(self, name, module)
+            trained = [p for p in module.parameters() if p.requires_grad]
+            if trained:
+                self.optimizer.add_param_group({"params": trained})
+
+    def _set_batch_size_and_oversample(self) -> None:
+        super()._set_batch_size_and_oversample()
+        if self.unlabeled_batch_size is None:
+            planned = self.configuration_manager.configuration.get("semi_supervised", {})
+            self.unlabeled_batch_size = planned.get("unlabeled_batch_size", self.batch_size)
+
+    def _choose_memory_format(self) -> None:
+        patch_size = self.configuration_manager.patch_size
+        name = self.settings.memory_format
+        if name == "auto":
+            name = "contiguous"
+            # CUDA kernels of nnU-Net's networks are contiguous; a choice by timing would not be repeatable
+            if self.device.type == "cpu" and not self.settings.deterministic:
+                batch = self.batch_size + (self.unlabeled_batch_size if self.uses_unlabeled else 0)
+                shape = (batch, self.num_input_channels, *patch_size)
+                network = unwrap(self.network)
+                seconds = measure_memory_formats(network, shape, self.device, self.precision)
+                name = min(seconds, key=lambda key: seconds[key])
+                timings = ", ".join(f"{key} {value:.3f} s" for key, value in seconds.items())
+                self.print_to_log_file(f"forward and backward pass by memory format: {timings}; taking {name}")
+            self.settings.memory_format = name
+        self.memory_format = memory_format(name, len(patch_size))
+        unwrap(self.network).to(memory_format=self.memory_format)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        set_deep_supervision(self.network, enabled)
+
+    def print_plans(self) -> None:
+        """Writes the plan to the log file; on the console it would bury everything else."""
+        self.print_to_log_file(self.configuration_manager, also_print_to_console=False)
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: nnU-Net's plot needs a library that no longer works."""
+
+    # ------------------------------------------------------------------ data
+
+    def split(self) -> Fold:
+        """Training, validation and unlabeled cases of this fold."""
+        if self._split is None:
+            folder = self.preprocessed_dataset_folder
+            if folder is None or not Path(folder).is_dir():
+                raise UserError(
+                    f"configuration {self.configuration_name} is not preprocessed",
+                    where=folder,
+                    fix=f"nnssl_plan_and_preprocess -d {self.plans_manager.dataset_name} -c {self.configuration_name}",
+                )
+            from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+            labeled = infer_dataset_class(folder).get_identifiers(folder)
+            unlabeled = unlabeled_identifiers(unlabeled_folder(folder))
+            splits_file = Path(nnUNet_preprocessed, self.plans_manager.dataset_name, "splits_final.json")
+            self._split = load_fold(splits_file, self.fold, sorted(labeled), unlabeled)
+        return self._split
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        split = self.split()
+        return split.train, split.val
+
+    def get_dataloaders(self) -> tuple[TrainingStream, Any]:
+        return open_streams(self)
+
+    # ------------------------------------------------------------------ training, checkpoints, validation
+
+    def on_train_start(self) -> None:
+        check_requirements(self)
+        super().on_train_start()
+
+    def run_training(self) -> None:
+        loop.train(self)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's online evaluation of the network that will be deployed, in this run's precision."""
+        heads = validation.FloatHeads(self)
+        network, self.network = self.network, heads
+        try:
+            return super().validation_step(batch)
+        finally:
+            self.network = network
+
+    def save_checkpoint(self, filename: str) -> None:
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+        elif self.local_rank == 0:
+            checkpoint.save(self, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        checkpoint.load(self, filename_or_checkpoint)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        validation.validate(self, save_probabilities)

@@ -1,0 +1,126 @@
+"""Checkpoints: nnU-Net's dictionary for prediction, and one side entry with all that a resumed run needs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+import nnssl
+from nnssl.errors import UserError
+from nnssl.networks.unwrap import unwrap
+from nnssl.trainers.engine.run_settings import RunSettings
+from nnssl.trainers.engine.state import random_states, restore_random_states
+from nnssl.utils.files import atomic_path
+from nnssl.utils.safe_load import load_checkpoint, plain
+
+if TYPE_CHECKING:
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+SIDE_ENTRY = "semi_supervised"
+
+
+def save(trainer: SemiSupervisedTrainer, filename: str | os.PathLike[str], *, resumable: bool = True) -> None:
+    """Writes a checkpoint atomically.
+
+    Args:
+        trainer: an initialized trainer, between two steps.
+        filename: where to.
+        resumable: False leaves out what only a resumed training needs (optimizer, student, random states).
+    """
+    deployed, student = trainer.deployed_network(), unwrap(trainer.network)
+    logging = trainer.logger.get_checkpoint()
+    side: dict[str, Any] = {
+        "version": nnssl.__version__,
+        "hyperparameters": trainer.hyperparameter_values(),
+        "settings": trainer.settings.as_dict(),
+        "iteration": trainer.iteration,
+    }
+    if resumable:
+        side |= {
+            "student": None if deployed is student else student.state_dict(),
+            "modules": {name: module.state_dict() for name, module in trainer._modules.items()},
+            "random_states": random_states(),
+            "losses": trainer.meter.state(),
+            "history": trainer.history.rows,
+        }
+    content = {
+        "network_weights": deployed.state_dict(),
+        "optimizer_state": trainer.optimizer.state_dict() if resumable else None,
+        "grad_scaler_state": trainer.grad_scaler.state_dict() if trainer.grad_scaler is not None else None,
+        # an unfinished epoch is logged anew when the training goes on
+        "logging": {name: values[: trainer.current_epoch] for name, values in logging.items()},
+        "_best_ema": trainer._best_ema,
+        "current_epoch": trainer.current_epoch,
+        "init_args": trainer.my_init_kwargs,
+        "trainer_name": type(trainer).__name__,
+        "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
+        SIDE_ENTRY: side,
+    }
+    with atomic_path(filename) as temporary:
+        torch.save(plain(content), temporary)
+
+
+def load(trainer: SemiSupervisedTrainer, source: str | os.PathLike[str] | dict[str, Any]) -> None:
+    """Puts a trainer back into the state in which `save` found it; initializes it if necessary.
+
+    Hyper-parameters and run settings are those of the checkpoint, as a run is continued by the rules it began with.
+
+    Raises:
+        UserError: if the checkpoint is of another trainer, or holds weights only and the training is not finished.
+    """
+    content = source if isinstance(source, dict) else load_checkpoint(source)
+    where = None if isinstance(source, dict) else source
+    name = content.get("trainer_name")
+    if name != type(trainer).__name__ or SIDE_ENTRY not in content:
+        raise UserError(
+            "the checkpoint was written by another trainer", where=where, expected=type(trainer).__name__, found=name
+        )
+    side = content[SIDE_ENTRY]
+    if not trainer.was_initialized:
+        restored = RunSettings(**side["settings"])
+        restored.pretrained_weights = None
+        trainer.configure(side["hyperparameters"], restored)
+        trainer.initialize()
+        trainer.settings.pretrained_weights = side["settings"]["pretrained_weights"]
+    trainer.current_epoch = content["current_epoch"]
+    trainer.iteration = side["iteration"]
+    trainer._best_ema = content["_best_ema"]
+    trainer.logger.load_checkpoint(content["logging"])
+    trainer.inference_allowed_mirroring_axes = content["inference_allowed_mirroring_axes"]
+    if "modules" not in side:
+        trainer.deployed_network().load_state_dict(content["network_weights"])
+        return
+    student = content["network_weights"] if side["student"] is None else side["student"]
+    unwrap(trainer.network).load_state_dict(student)
+    for module_name, state in side["modules"].items():
+        trainer._modules[module_name].load_state_dict(state)
+    trainer.optimizer.load_state_dict(content["optimizer_state"])
+    if trainer.grad_scaler is not None and content["grad_scaler_state"] is not None:
+        trainer.grad_scaler.load_state_dict(content["grad_scaler_state"])
+    trainer.meter.restore({key: values.to(trainer.device) for key, values in side["losses"].items()})
+    trainer.history.rows = side["history"]
+    restore_random_states(side["random_states"])
+
+
+def load_pretrained(network: nn.Module, filename: str) -> None:
+    """Copies all weights but those of the segmentation heads from a checkpoint (nnU-Net's rule).
+
+    Raises:
+        UserError: if a weight is missing in the file or has another shape.
+    """
+    weights = load_checkpoint(filename)["network_weights"]
+    own = network.state_dict()
+    wanted = {key: value for key, value in own.items() if ".seg_layers." not in key}
+    unfit = [key for key, value in wanted.items() if key not in weights or weights[key].shape != value.shape]
+    if unfit:
+        raise UserError(
+            "the pretrained weights do not fit the network of this plan",
+            where=filename,
+            expected=f"{unfit[0]} of shape {tuple(own[unfit[0]].shape)}",
+            found=f"{tuple(weights[unfit[0]].shape) if unfit[0] in weights else 'nothing'} ({len(unfit)} such weights)",
+            fix="use weights that were trained with the same plan",
+        )
+    network.load_state_dict(own | {key: weights[key] for key in wanted})

@@ -1,0 +1,185 @@
+"""The training loop: epochs, checkpoints, logs, and endings that lose nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from nnssl.errors import UserError
+from nnssl.trainers.engine import checkpoint
+from nnssl.trainers.engine.history import not_finite
+from nnssl.trainers.engine.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+SAVE_EVERY_EPOCHS = 10
+SAVE_EVERY_SECONDS = 300.0
+PLOT_EVERY_SECONDS = 60.0
+STOP_FILE = "stop"
+
+LATEST, FINAL, BEST = "checkpoint_latest.pth", "checkpoint_final.pth", "checkpoint_best.pth"
+
+
+def train(trainer: SemiSupervisedTrainer) -> None:
+    """Trains from where ``trainer`` stands to its last epoch.
+
+    A stop request (SIGTERM, Ctrl-C, or a file ``stop`` in the run folder) saves ``checkpoint_latest.pth`` after the
+    current step and ends the process with exit code 0.
+
+    Raises:
+        UserError: if a loss is not finite or a worker process died.
+    """
+    trainer.on_train_start()
+    folder = Path(trainer.output_folder)
+    for leftover in folder.glob(".tmp_*"):
+        leftover.unlink()
+    try:
+        with StopRequest(folder / STOP_FILE) as stop, _progress_bar(trainer) as bar:
+            clock = _Clock()
+            while trainer.current_epoch < trainer.num_epochs:
+                _run_epoch(trainer, stop, bar, clock)
+        _finish(trainer)
+    finally:
+        trainer.dataloader_train.close()
+        trainer.dataloader_val.close()
+
+
+class _Clock:
+    """When the last checkpoint and plot were made, and what the running epoch has cost so far."""
+
+    def __init__(self) -> None:
+        self.saved = self.plotted = time.monotonic()
+
+
+def _progress_bar(trainer: SemiSupervisedTrainer) -> tqdm:
+    total = trainer.num_epochs * trainer.num_iterations_per_epoch
+    # disable=None: shown on a terminal, silent in log files, where one line per epoch is printed instead
+    return tqdm(total=total, initial=trainer.iteration, unit="step", disable=None, dynamic_ncols=True, smoothing=0.05)
+
+
+def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clock: _Clock) -> None:
+    epoch = trainer.current_epoch
+    _open_epoch(trainer)
+    stream = trainer.dataloader_train
+    began, steps, stream.waited = time.monotonic(), 0, 0.0
+    while trainer.iteration < (epoch + 1) * trainer.num_iterations_per_epoch:
+        _maybe_stop(trainer, stop)
+        trainer.meter.add(trainer.train_step(next(stream)))
+        steps += 1
+        bar.update()
+        if time.monotonic() - clock.saved > SAVE_EVERY_SECONDS:
+            _save_latest(trainer, clock)
+    losses = trainer.meter.means()
+    timing = {"step_seconds": (time.monotonic() - began) / max(steps, 1), "data_wait": stream.waited / max(steps, 1)}
+    bad = not_finite(losses)
+    if bad:
+        raise UserError(
+            f"the loss is not finite: {', '.join(bad)}",
+            where=f"epoch {epoch} of {trainer.output_folder}",
+            fix="lower the learning rate (--set initial_lr=...), or train with --precision fp32",
+        )
+    _maybe_stop(trainer, stop)
+    _validate_online(trainer)
+    _close_epoch(trainer, losses, timing, bar)
+    _save_epoch(trainer, clock)
+
+
+def _open_epoch(trainer: SemiSupervisedTrainer) -> None:
+    trainer.network.train()
+    trainer.lr_scheduler.step(trainer.current_epoch)
+    trainer.logger.log("epoch_start_timestamps", time.time(), trainer.current_epoch)
+    trainer.logger.log("lrs", trainer.optimizer.param_groups[0]["lr"], trainer.current_epoch)
+
+
+def _validate_online(trainer: SemiSupervisedTrainer) -> None:
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        batches = (next(trainer.dataloader_val) for _ in range(trainer.num_val_iterations_per_epoch))
+        trainer.on_validation_epoch_end([trainer.validation_step(batch) for batch in batches])
+
+
+def _close_epoch(trainer: SemiSupervisedTrainer, losses: dict[str, float], timing: dict[str, float], bar: Any) -> None:
+    epoch, logger = trainer.current_epoch, trainer.logger
+    logger.log("train_losses", losses["loss"], epoch)
+    logger.log("epoch_end_timestamps", time.time(), epoch)
+    dice = [float(value) for value in logger.get_value("dice_per_class_or_region", step=-1)]
+    row = {
+        "epoch": epoch,
+        "iteration": trainer.iteration,
+        "lr": logger.get_value("lrs", step=-1),
+        **losses,
+        "val_loss": float(logger.get_value("val_losses", step=-1)),
+        "pseudo_dice": float(logger.get_value("mean_fg_dice", step=-1)),
+        **{f"pseudo_dice_class_{i}": value for i, value in enumerate(dice, 1)},
+        **timing,
+    }
+    trainer.history.append(row)
+    seconds = logger.get_value("epoch_end_timestamps", step=-1) - logger.get_value("epoch_start_timestamps", step=-1)
+    for line in (
+        f"Epoch {epoch}",
+        f"Current learning rate: {row['lr']:.5g}",
+        f"train_loss {losses['loss']:.4f}",
+        f"val_loss {row['val_loss']:.4f}",
+        f"Pseudo dice {[round(value, 4) for value in dice]}",
+        f"Epoch time: {seconds:.2f} s",
+    ):
+        trainer.print_to_log_file(line, also_print_to_console=False)
+    remaining = timedelta(seconds=round(seconds * (trainer.num_epochs - epoch - 1)))
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in losses.items() if name != "loss")
+    step, share = timing["step_seconds"], timing["data_wait"] / max(timing["step_seconds"], 1e-9)
+    # through the bar, which would be torn by a plain print
+    bar.write(
+        f"epoch {epoch + 1}/{trainer.num_epochs}: loss {losses['loss']:.4f} ({terms}), val {row['val_loss']:.4f}, "
+        f"pseudo Dice {row['pseudo_dice']:.3f}, {step:.3f} s/step (data wait {share:.0%}), ETA {remaining}",
+        file=sys.stdout,
+    )
+    sys.stdout.flush()
+
+
+def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:
+    """Counts the epoch as done, then writes curves, plot and checkpoints where they are due."""
+    folder = Path(trainer.output_folder)
+    trainer.meter.clear()
+    trainer.current_epoch += 1
+    trainer.history.write_csv(folder / "curves.csv")
+    done = trainer.current_epoch == trainer.num_epochs
+    if done or time.monotonic() - clock.plotted > PLOT_EVERY_SECONDS:
+        trainer.logger.plot_progress_png(str(folder))
+        clock.plotted = time.monotonic()
+    average = trainer.logger.get_value("ema_fg_dice", step=-1)
+    if trainer._best_ema is None or average > trainer._best_ema:
+        trainer._best_ema = average
+        if not trainer.disable_checkpointing:
+            checkpoint.save(trainer, folder / BEST, resumable=False)
+    due = trainer.current_epoch % SAVE_EVERY_EPOCHS == 0 or time.monotonic() - clock.saved > SAVE_EVERY_SECONDS
+    if due and not done:
+        _save_latest(trainer, clock)
+
+
+def _save_latest(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:
+    trainer.save_checkpoint(str(Path(trainer.output_folder, LATEST)))
+    clock.saved = time.monotonic()
+
+
+def _maybe_stop(trainer: SemiSupervisedTrainer, stop: StopRequest) -> None:
+    if not stop:
+        return
+    trainer.save_checkpoint(str(Path(trainer.output_folder, LATEST)))
+    trainer.print_to_log_file(
+        f"stopped by {stop.reason} after step {trainer.iteration}; the same command with --c continues from here"
+    )
+    sys.exit(0)
+
+
+def _finish(trainer: SemiSupervisedTrainer) -> None:
+    folder = Path(trainer.output_folder)
+    trainer.save_checkpoint(str(folder / FINAL))
+    (folder / LATEST).unlink(missing_ok=True)
+    trainer.print_to_log_file("Training done.")

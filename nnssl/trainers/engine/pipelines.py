@@ -1,0 +1,130 @@
+"""The streams of a training: labeled, unlabeled and validation patches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+from nnssl.dataloading.cases import NamedErrors, UnlabeledCases, unlabeled_folder
+from nnssl.dataloading.streams import BatchStream, SeededBatches
+from nnssl.dataloading.unlabeled import UnlabeledLoader
+
+if TYPE_CHECKING:
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+
+class TrainingStream:
+    """Labeled and unlabeled batches together, and the time that was spent waiting for them.
+
+    Yields nnU-Net's ``{"data", "target", "keys"}`` plus ``"unlabeled"`` (``(B_u, C, *P)`` or None).
+    """
+
+    def __init__(self, labeled: BatchStream, unlabeled: BatchStream | None):
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+        self.waited = 0.0
+
+    def __next__(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        batch = next(self.labeled)
+        batch["unlabeled"] = None if self.unlabeled is None else next(self.unlabeled)["data"]
+        self.waited += time.perf_counter() - start
+        return batch
+
+    def close(self) -> None:
+        self.labeled.close()
+        if self.unlabeled is not None:
+            self.unlabeled.close()
+
+
+def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchStream]:
+    """Training and validation streams, both at the position where the training stands."""
+    patch_size = trainer.configuration_manager.patch_size
+    geometry = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    rotation, dummy_2d, initial_patch_size, mirror_axes = geometry
+    scales = trainer._get_deep_supervision_scales()
+    masked = trainer.configuration_manager.use_mask_for_norm
+    manager = trainer.label_manager
+    labels = {
+        "is_cascaded": trainer.is_cascaded,
+        "foreground_labels": manager.foreground_labels,
+        "regions": manager.foreground_regions if manager.has_regions else None,
+        "ignore_label": manager.ignore_label,
+    }
+    workers = worker_counts(trainer)
+
+    def stream(name: str, source: Any, start: int) -> BatchStream:
+        batches = SeededBatches(source, name, trainer.settings.seed)
+        return BatchStream(batches, start, workers[name], pin_memory=trainer.device.type == "cuda")
+
+    def labeled_loader(cases: Any, size: Any, transforms: BasicTransform) -> nnUNetDataLoader:
+        return nnUNetDataLoader(
+            NamedErrors(cases),
+            trainer.batch_size,
+            size,
+            patch_size,
+            manager,
+            oversample_foreground_percent=trainer.oversample_foreground_percent,
+            transforms=transforms,
+            probabilistic_oversampling=trainer.probabilistic_oversampling,
+        )
+
+    def training_transforms(**options: Any) -> BasicTransform:
+        transforms = trainer.get_training_transforms(
+            patch_size, rotation, options.pop("scales"), mirror_axes, dummy_2d, use_mask_for_norm=masked, **options
+        )
+        if trainer.settings.deterministic:
+            _fix_algorithms(transforms)
+        return transforms
+
+    training_cases, validation_cases = trainer.get_tr_and_val_datasets()
+    loader = labeled_loader(training_cases, initial_patch_size, training_transforms(scales=scales, **labels))
+    labeled = stream("labeled", loader, trainer.iteration)
+    unlabeled = None
+    if trainer.uses_unlabeled:
+        folder = unlabeled_folder(trainer.preprocessed_dataset_folder)
+        cases = UnlabeledCases(folder, trainer.split().unlabeled, with_mask=masked is not None and any(masked))
+        unlabeled_loader = UnlabeledLoader(
+            NamedErrors(cases),  # type: ignore[arg-type]
+            trainer.unlabeled_batch_size,
+            initial_patch_size,
+            patch_size,
+            manager,
+            training_transforms(scales=None),
+        )
+        unlabeled = stream("unlabeled", unlabeled_loader, trainer.iteration)
+    validation_transforms = trainer.get_validation_transforms(scales, **labels)
+    validation_loader = labeled_loader(validation_cases, patch_size, validation_transforms)
+    start = trainer.current_epoch * trainer.num_val_iterations_per_epoch
+    return TrainingStream(labeled, unlabeled), stream("validation", validation_loader, start)
+
+
+def worker_counts(trainer: SemiSupervisedTrainer) -> dict[str, int]:
+    """Worker processes of each stream.
+
+    ``nnUNet_n_proc_DA`` (0: all in the main process) is shared between the streams by their batch sizes. On a CPU
+    one worker per stream keeps up, and more would take cores from the step.
+    """
+    total = get_allowed_n_proc_DA()
+    if total == 0:
+        return {"labeled": 0, "unlabeled": 0, "validation": 0}
+    if trainer.device.type == "cpu":
+        return {"labeled": 1, "unlabeled": 1, "validation": 1}
+    patches = trainer.batch_size + (trainer.unlabeled_batch_size if trainer.uses_unlabeled else 0)
+    labeled = max(1, round(total * trainer.batch_size / patches))
+    return {"labeled": labeled, "unlabeled": max(1, total - labeled), "validation": max(1, total // 4)}
+
+
+def _fix_algorithms(transforms: Any) -> None:
+    """Switches off the choice of algorithms by timing, which changes the last bits from run to run."""
+    if hasattr(transforms, "benchmark"):
+        transforms.benchmark = False
+    children: Iterable[Any] = getattr(transforms, "transforms", [])
+    for child in [*children, getattr(transforms, "transform", None)]:
+        if child is not None:
+            _fix_algorithms(child)

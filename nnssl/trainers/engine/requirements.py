@@ -1,0 +1,48 @@
+"""What a method needs of data and plan, checked before the first step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nnssl.errors import UserError
+
+if TYPE_CHECKING:
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+
+class Unsupported(UserError, NotImplementedError):
+    """A method cannot do what the data or the plan asks for."""
+
+
+def check_requirements(trainer: SemiSupervisedTrainer) -> None:
+    """Raises `Unsupported` or ``UserError`` if the method cannot be trained on this plan and split."""
+    name = type(trainer).__name__
+    dimensions = len(trainer.configuration_manager.patch_size)
+    unsupported = {
+        f"{dimensions}D configurations": dimensions not in trainer.dimensions,
+        "region-based labels": trainer.label_manager.has_regions and not trainer.supports_regions,
+        "an ignore label": trainer.label_manager.has_ignore_label and not trainer.supports_ignore_label,
+        "the second stage of a cascade": trainer.is_cascaded and not trainer.supports_cascade,
+    }
+    for what, asked_for in unsupported.items():
+        if asked_for:
+            raise Unsupported(
+                f"{name} does not support {what}",
+                where=f"configuration {trainer.configuration_name} of {trainer.plans_manager.dataset_name}",
+                fix="choose another configuration, or a trainer that does (nnssl_trainers lists what each can do)",
+            )
+    split = trainer.split()
+    counts = (("labeled", len(split.train), trainer.min_labeled),)
+    if trainer.uses_unlabeled:
+        counts += (("unlabeled", len(split.unlabeled), trainer.min_unlabeled),)
+    for kind, found, needed in counts:
+        if found < needed:
+            raise UserError(
+                f"{name} needs at least {needed} {kind} case{'s' if needed > 1 else ''}",
+                where=f"fold {trainer.fold} of {trainer.plans_manager.dataset_name}",
+                found=found,
+                fix="put scans without labels into imagesUn and run nnssl_plan_and_preprocess again, or train with "
+                "Supervised"
+                if kind == "unlabeled"
+                else "label more cases, or train fold all",
+            )

@@ -1,0 +1,239 @@
+"""From a request ('train this method on that data set') to a finished run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nnssl
+from nnssl.errors import UserError
+from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
+from nnssl.trainers.engine.run_settings import RunSettings
+from nnssl.trainers.engine.settings import parse_overrides
+from nnssl.trainers.registry import get_trainer
+from nnssl.utils.files import read_json, write_json
+from nnssl.utils.paths import dataset_name, preprocessed_folder, results_folder
+
+DEFAULT_PLANS = "nnSSLPlans"
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What ``nnssl_train`` was asked for; None means 'choose'. Names are those of its flags."""
+
+    dataset: str
+    trainer: str
+    fold: str
+    configuration: str | None = None
+    plans: str | None = None
+    device: str | None = None
+    num_gpus: int = 1
+    overrides: Sequence[str] = ()
+    epochs: int | None = None
+    iterations_per_epoch: int | None = None
+    seed: int | None = None
+    deterministic: bool = False
+    precision: str = "auto"
+    memory_format: str = "auto"
+    pretrained_weights: str | None = None
+    resume: bool = False
+    only_validate: bool = False
+    validate_best: bool = False
+    save_probabilities: bool = False
+    disable_checkpointing: bool = False
+    overwrite: bool = False
+
+
+def run(request: TrainingRequest) -> None:
+    """Trains and validates as requested.
+
+    Raises:
+        UserError: for anything a user can mend, before the first step wherever possible.
+    """
+    _check_flags(request)
+    trainer_class = get_trainer(request.trainer)
+    if not issubclass(trainer_class, SemiSupervisedTrainer):
+        raise UserError(
+            f"{request.trainer} is a trainer of nnU-Net",
+            fix=f"train it with nnUNetv2_train ... -tr {request.trainer} -p {request.plans or DEFAULT_PLANS}",
+        )
+    overrides = parse_overrides(trainer_class, request.overrides) | _budget(request)
+    device = choose_device(request.device)
+    trainer = build_trainer(request, trainer_class, device)
+    folder = Path(trainer.output_folder)
+    trainer.disable_checkpointing = request.disable_checkpointing
+    start = _checkpoint_to_load(request, folder)
+    if start is not None:
+        trainer.load_checkpoint(str(start))
+        if overrides:
+            trainer.print_to_log_file("--set, --epochs and --iterations-per-epoch are those of the continued run")
+    else:
+        trainer.configure(overrides, _settings(request))
+    if not request.only_validate and trainer.current_epoch < trainer.num_epochs:
+        record_run(trainer)
+        trainer.run_training()
+    if request.validate_best:
+        trainer.load_checkpoint(str(folder / BEST))
+    trainer.perform_actual_validation(request.save_probabilities)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or CUDA if there is one, else the CPU with a sentence that says so.
+
+    Also sets the number of threads: all cores on the CPU, one beside an accelerator (as nnU-Net does).
+
+    Raises:
+        UserError: if the named device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is not None and not available[name]:
+        there = ", ".join(key for key, usable in available.items() if usable)
+        raise UserError(f"there is no {name} device", expected=there, fix="leave -device out to take the best one")
+    if name is None:
+        name = "cuda" if available["cuda"] else "cpu"
+        if name == "cpu":
+            print("No CUDA device found: running on the CPU.")
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if name == "cpu" else 1)
+    return torch.device(name)
+
+
+def build_trainer(
+    request: TrainingRequest, trainer_class: type[SemiSupervisedTrainer], device: torch.device
+) -> SemiSupervisedTrainer:
+    """A trainer for the requested plan, configuration and fold, not yet initialized."""
+    name = dataset_name(request.dataset)
+    base = preprocessed_folder() / name
+    results_folder()
+    plans_name = request.plans or _only_plans(base, name)
+    advice = f"nnssl_plan_and_preprocess -d {name}"
+    plans = read_json(base / f"{plans_name}.json", fix=advice)
+    dataset_json = read_json(base / "dataset.json", fix=advice)
+    planned = list(plans["configurations"])
+    configuration = request.configuration or ("3d_fullres" if "3d_fullres" in planned else "2d")
+    if configuration not in planned:
+        raise UserError(
+            f"configuration {configuration} is not planned",
+            where=base / f"{plans_name}.json",
+            expected=", ".join(planned),
+            found=configuration,
+        )
+    plans["continue_training"] = request.resume
+    return trainer_class(plans, configuration, _fold(request.fold), dataset_json, device)
+
+
+def record_run(trainer: SemiSupervisedTrainer) -> None:
+    """Writes ``run.json`` into the run folder: what is needed to repeat the run."""
+    write_json(
+        {
+            "command": sys.argv,
+            "trainer": type(trainer).__name__,
+            "hyperparameters": trainer.hyperparameter_values(),
+            "settings": trainer.settings.as_dict(),
+            "dataset": trainer.plans_manager.dataset_name,
+            "plans": trainer.plans_manager.plans_name,
+            "configuration": trainer.configuration_name,
+            "fold": trainer.fold,
+            "device": str(trainer.device),
+            "versions": {
+                "nnssl": nnssl.__version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("nnunetv2", "torch", "numpy", "batchgeneratorsv2")},
+            },
+            "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+        },
+        Path(trainer.output_folder, "run.json"),
+    )
+
+
+def _settings(request: TrainingRequest) -> RunSettings:
+    return RunSettings(
+        seed=request.seed,
+        deterministic=request.deterministic,
+        precision=request.precision,
+        memory_format=request.memory_format,
+        pretrained_weights=request.pretrained_weights,
+    )
+
+
+def _budget(request: TrainingRequest) -> dict[str, Any]:
+    budget: dict[str, Any] = {}
+    if request.epochs is not None:
+        budget["num_epochs"] = request.epochs
+    if request.iterations_per_epoch is not None:
+        budget["num_iterations_per_epoch"] = request.iterations_per_epoch
+        # nnU-Net's proportion of 50 validation patches batches to 250 steps
+        budget["num_val_iterations_per_epoch"] = max(1, request.iterations_per_epoch // 5)
+    for name, value in budget.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1", found=value)
+    return budget
+
+
+def _check_flags(request: TrainingRequest) -> None:
+    if request.resume and request.only_validate:
+        raise UserError("--c continues a training and --val only validates: give one of them")
+    if request.resume and request.pretrained_weights:
+        raise UserError("a training that is continued has weights of its own", fix="leave -pretrained_weights out")
+    if request.validate_best and request.disable_checkpointing:
+        raise UserError("--val_best needs the checkpoints that --disable_checkpointing leaves out")
+    if request.num_gpus != 1:
+        raise UserError("training on several GPUs is not available yet", found=f"-num_gpus {request.num_gpus}")
+
+
+def _fold(text: str) -> int | str:
+    if text == "all":
+        return text
+    if not text.isdigit():
+        raise UserError("not a fold", found=text, expected="a number from 0 on, or all")
+    return int(text)
+
+
+def _only_plans(base: Path, name: str) -> str:
+    """nnSSLPlans, or the only other plans that were made by a planner of nnssl."""
+    if (base / f"{DEFAULT_PLANS}.json").is_file():
+        return DEFAULT_PLANS
+    candidates = []
+    for path in sorted(base.glob("*Plans.json")) if base.is_dir() else []:
+        if "semi_supervised" in json.loads(path.read_text(encoding="utf-8")):
+            candidates.append(path.stem)
+    if len(candidates) == 1:
+        return candidates[0]
+    raise UserError(
+        "there are no plans for this data set" if not candidates else "there are several plans for this data set",
+        where=base,
+        found=", ".join(candidates) or None,
+        fix="choose one with -p" if candidates else f"nnssl_plan_and_preprocess -d {name}",
+    )
+
+
+def _checkpoint_to_load(request: TrainingRequest, folder: Path) -> Path | None:
+    existing = [folder / name for name in (FINAL, LATEST) if (folder / name).is_file()]
+    if request.only_validate:
+        if not (folder / FINAL).is_file():
+            raise UserError(
+                "the training is not finished, so it cannot be validated", where=folder, fix="train with --c"
+            )
+        return folder / FINAL
+    if request.resume:
+        if not existing:
+            print(f"There is no checkpoint to continue from in {folder}: starting a new training.")
+        return existing[0] if existing else None
+    if existing and not request.overwrite:
+        raise UserError(
+            "this run has been trained before",
+            where=existing[0],
+            fix="continue it with --c, start again with --overwrite, or keep it by choosing another nnUNet_results",
+        )
+    for path in existing:
+        path.unlink()
+    return None

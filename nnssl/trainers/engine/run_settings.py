@@ -1,0 +1,28 @@
+"""How a training is run, as opposed to what the method is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class RunSettings:
+    """Settings of one run, stored in its checkpoints so that a resumed run uses the same ones.
+
+    Attributes:
+        seed: of weights, patches and augmentation; drawn and recorded when the training starts if None.
+        deterministic: bit-exact repetition (slower on CUDA).
+        precision: auto, fp32, bf16 or fp16.
+        memory_format: auto (measured on CPUs), contiguous or channels_last.
+        pretrained_weights: checkpoint whose weights the student starts from.
+    """
+
+    seed: int | None = None
+    deterministic: bool = False
+    precision: str = "auto"
+    memory_format: str = "auto"
+    pretrained_weights: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

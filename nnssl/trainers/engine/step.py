@@ -1,0 +1,44 @@
+"""What a trainer knows about the step it is in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Step:
+    """Patches and predictions of one training step.
+
+    Attributes:
+        labeled: images ``(B_l, C, *P)``.
+        target: reference ``(B_l, 1, *S)`` (or one channel per region), one tensor per head, full resolution first.
+        unlabeled: weakly augmented images ``(B_u, C, *P)``; None if the method uses no unlabeled cases.
+        iteration: steps done before this one.
+        progress: share of the training that is done, 0 to 1.
+        heads: logits of the student for ``[labeled; unlabeled]`` in float32, ``(B_l + B_u, K, *S)`` per head,
+            full resolution first; filled by the forward pass.
+    """
+
+    labeled: torch.Tensor
+    target: list[torch.Tensor]
+    unlabeled: torch.Tensor | None
+    iteration: int
+    progress: float
+    heads: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def labeled_heads(self) -> list[torch.Tensor]:
+        """Logits of the labeled patches, one tensor per head."""
+        return [head[: len(self.labeled)] for head in self.heads]
+
+    @property
+    def labeled_logits(self) -> torch.Tensor:
+        """Full-resolution logits of the labeled patches ``(B_l, K, *P)``."""
+        return self.heads[0][: len(self.labeled)]
+
+    @property
+    def unlabeled_logits(self) -> torch.Tensor:
+        """Full-resolution logits of the unlabeled patches ``(B_u, K, *P)``."""
+        return self.heads[0][len(self.labeled) :]

@@ -1,0 +1,145 @@
+"""Validation during training on patches, and of whole cases after it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from tqdm import tqdm
+
+from nnssl.evaluation.evaluator import evaluate_folders
+from nnssl.networks.unwrap import set_deep_supervision
+
+if TYPE_CHECKING:
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+
+class FloatHeads:
+    """The deployed network as nnU-Net's online evaluation calls it: float32 heads, this run's precision."""
+
+    def __init__(self, trainer: SemiSupervisedTrainer):
+        self.trainer = trainer
+        self.network = trainer.deployed_network()
+
+    def __call__(self, images: torch.Tensor) -> Any:
+        trainer, network = self.trainer, self.network
+        before = network.decoder.deep_supervision
+        set_deep_supervision(network, trainer.enable_deep_supervision)
+        heads = trainer.heads(network, images)
+        set_deep_supervision(network, before)
+        return heads if trainer.enable_deep_supervision else heads[0]
+
+
+def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -> None:
+    """Predicts the validation cases of the fold with the deployed network and evaluates them.
+
+    Writes ``validation/<case>`` and ``validation/summary.json``. Fold ``all`` has no validation cases: its labeled
+    cases were trained on, and a Dice on them would only please.
+    """
+    cases = [] if trainer.fold == "all" else trainer.split().val
+    if not cases:
+        trainer.print_to_log_file(f"fold {trainer.fold} has no validation cases: the final checkpoint is used as it is")
+        return
+    folder = Path(trainer.output_folder, "validation")
+    folder.mkdir(parents=True, exist_ok=True)
+    _predict_cases(trainer, cases, folder, save_probabilities)
+    manager = trainer.label_manager
+    result = evaluate_folders(
+        Path(trainer.preprocessed_dataset_folder_base, "gt_segmentations"),
+        folder,
+        dataset_json=trainer.dataset_json,
+        cases=cases,
+        num_processes=_export_processes(len(cases)),
+    )
+    result.write(folder / "summary.json")
+    trainer.print_to_log_file("Validation complete")
+    trainer.print_to_log_file("Mean Validation Dice: ", result.summary["foreground_mean"]["Dice"])
+    for name in manager.foreground_regions if manager.has_regions else manager.foreground_labels:
+        trainer.logger.log_summary(f"final_val/class_{name}_dice", result.summary["mean"][str(name)]["Dice"])
+
+
+def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Path, save_probabilities: bool) -> None:
+    network = trainer.deployed_network()
+    before = network.decoder.deep_supervision
+    set_deep_supervision(network, False)
+    predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
+    predictor.manual_initialization(
+        network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        None,
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
+    dataset = trainer.dataset_class(
+        trainer.preprocessed_dataset_folder,
+        cases,
+        folder_with_segs_from_previous_stage=trainer.folder_with_segs_from_previous_stage,
+    )
+    processes = _export_processes(len(cases))
+    pool = multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else None
+    pending = []
+    try:
+        for case in tqdm(cases, desc="validation", disable=None):
+            image, properties = _image(trainer, dataset, case)
+            with trainer.precision.autocast():
+                logits = predictor.predict_sliding_window_return_logits(image).float().cpu()
+            for function, arguments in _exports(trainer, case, logits, properties, folder, save_probabilities):
+                if pool is None:
+                    function(*arguments)
+                else:
+                    pending.append((case, pool.apply_async(function, arguments)))
+        for case, result in pending:
+            try:
+                result.get()
+            except Exception as error:
+                raise RuntimeError(f"the prediction of case {case} cannot be written: {error}") from error
+    finally:
+        if pool is not None:
+            pool.terminate()
+        set_deep_supervision(network, before)
+
+
+def _image(trainer: SemiSupervisedTrainer, dataset: Any, case: str) -> tuple[torch.Tensor, dict]:
+    data, _, previous, properties = dataset.load_case(case)
+    image = data[:]
+    if trainer.is_cascaded:
+        labels = trainer.label_manager.foreground_labels
+        image = np.vstack((image, convert_labelmap_to_one_hot(previous[:], labels, output_dtype=image.dtype)))
+    return torch.from_numpy(image), properties
+
+
+def _exports(
+    trainer: SemiSupervisedTrainer, case: str, logits: torch.Tensor, properties: dict, folder: Path, probabilities: bool
+) -> list[tuple[Any, tuple]]:
+    """Calls of nnU-Net's export: the mask of the case, and what later stages of a cascade start from."""
+    plans, configuration, dataset_json = trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json
+    target = str(folder / case)
+    arguments = (logits, properties, configuration, plans, dataset_json, target, probabilities)
+    calls: list[tuple[Any, tuple]] = [(export_prediction_from_logits, arguments)]
+    for stage in configuration.next_stage_names or []:
+        next_configuration = plans.get_configuration(stage)
+        preprocessed = os.path.join(nnUNet_preprocessed, plans.dataset_name, next_configuration.data_identifier)
+        dataset_class = infer_dataset_class(preprocessed)
+        shape = dataset_class(preprocessed, [case]).load_case(case)[0].shape[1:]
+        output = Path(trainer.output_folder_base, "predicted_next_stage", stage)
+        output.mkdir(parents=True, exist_ok=True)
+        stage_arguments = (logits, shape, str(output / case), plans, configuration, properties, dataset_json)
+        calls.append((resample_and_save, (*stage_arguments, default_num_processes, dataset_class)))
+    return calls
+
+
+def _export_processes(cases: int) -> int:
+    """Processes for export and evaluation; each costs seconds to start, so few cases get few."""
+    return max(1, min(default_num_processes, (os.cpu_count() or 1) // 2, cases // 4))

@@ -1,0 +1,297 @@
+"""What every registered trainer must hold; a new one is tested the day it is added."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnssl.networks.ema import EMATeacher
+from nnssl.networks.unwrap import unwrap
+from nnssl.trainers.engine.requirements import check_requirements
+from nnssl.trainers.registry import registered_trainers, trainer_names
+from tests.support.tiny import Tiny
+
+NAMES = trainer_names()
+SEMI_SUPERVISED = [name for name, trainer in registered_trainers().items() if trainer.uses_unlabeled]
+
+
+@pytest.fixture(autouse=True)
+def _restore_determinism():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tiny]:
+    return lambda **options: Tiny(**options).write(tmp_path / "data", monkeypatch)
+
+
+def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def _all_weights(trainer: Any) -> dict[str, torch.Tensor]:
+    states = {"student": unwrap(trainer.network), **trainer._modules}
+    return {f"{name}.{key}": value for name, module in states.items() for key, value in _weights(module).items()}
+
+
+@pytest.mark.parametrize("name", SEMI_SUPERVISED)
+def test_unsupervised_terms_change_the_student(name, tiny):
+    data = tiny()
+    trainer = data.trainer(name)
+    trainer.train_step(data.batch(0))
+    step = trainer.make_step(data.batch(1))
+    trainer.prepare_step(step)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.forward(step)
+    terms = trainer.unsupervised_loss(step)
+    assert terms, "a semi-supervised method must return at least one unsupervised term"
+    sum(terms.values()).backward()
+    gradients = [p.grad for p in unwrap(trainer.network).parameters() if p.grad is not None]
+    assert gradients
+    assert sum(float(g.abs().sum()) for g in gradients) > 0
+
+
+@pytest.mark.parametrize("name", SEMI_SUPERVISED)
+def test_student_depends_on_the_unlabeled_patches(name, tiny):
+    data = tiny()
+    ends = []
+    for scale in (1.0, 3.0):
+        trainer = data.trainer(name)
+        for seed in range(2):
+            batch = data.batch(seed)
+            batch["unlabeled"] = batch["unlabeled"] * scale
+            trainer.train_step(batch)
+        ends.append(_weights(unwrap(trainer.network)))
+    assert not _equal(*ends)
+
+
+@pytest.mark.parametrize("name", SEMI_SUPERVISED)
+def test_without_its_unsupervised_terms_a_step_is_the_supervised_step(name, tiny, monkeypatch):
+    """To the bit: the same weights, the same patches in one pass, the unsupervised terms multiplied by zero.
+
+    Both students see labeled and unlabeled patches: convolution kernels round differently for another batch size, so
+    the pass over labeled patches alone agrees to rounding only.
+    """
+    data = tiny()
+    reference = data.trainer("Supervised")
+    trainer = data.trainer(name)
+    assert _equal(_weights(unwrap(reference.network)), _weights(unwrap(trainer.network)))
+    monkeypatch.setattr(trainer, "prepare_step", lambda step: None)
+    terms = trainer.unsupervised_loss
+    monkeypatch.setattr(trainer, "unsupervised_loss", lambda step: {k: v * 0.0 for k, v in terms(step).items()})
+    alone = data.trainer("Supervised").train_step(data.batch(0) | {"unlabeled": None})
+    for seed in range(3):
+        supervised = reference.train_step(data.batch(seed))
+        losses = trainer.train_step(data.batch(seed))
+        assert torch.equal(losses["loss"], supervised["loss"])
+        if seed == 0:
+            torch.testing.assert_close(supervised["loss"], alone["loss"], rtol=1e-4, atol=1e-5)
+    assert _equal(_weights(unwrap(reference.network)), _weights(unwrap(trainer.network)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_label_of_an_unlabeled_case_is_opened(name, tiny, monkeypatch):
+    data = tiny()
+    poison = data.base / f"{data.identifier}_unlabeled"
+    for case in [f"unlabeled_{i}" for i in range(data.unlabeled)]:
+        (poison / f"{case}_seg.b2nd").write_bytes(b"poison")
+        (data.base / "gt_segmentations" / f"{case}.nii.gz").write_bytes(b"poison")
+        (poison / f"{case}.pkl").write_bytes(b"poison")
+    opened: list[str] = []
+    _trace_opens(monkeypatch, opened)
+    trainer = data.trainer(name, num_epochs=1)
+    trainer.run_training()
+    assert any("labeled_0" in path for path in opened), "the trace itself must work"
+    touched = [p for p in opened if "unlabeled_" in Path(p).name and not p.endswith((".b2nd", "_mask.b2nd"))]
+    touched += [p for p in opened if Path(p).name.startswith("unlabeled_") and p.endswith("_seg.b2nd")]
+    assert touched == []
+
+
+def _trace_opens(monkeypatch: pytest.MonkeyPatch, opened: list[str]) -> None:
+    import blosc2
+
+    real_open, real_blosc = builtins.open, blosc2.open
+
+    def traced(file, *args, **kwargs):
+        opened.append(os.fspath(file) if not isinstance(file, int) else "")
+        return real_open(file, *args, **kwargs)
+
+    def traced_blosc(urlpath, *args, **kwargs):
+        opened.append(os.fspath(urlpath))
+        return real_blosc(urlpath, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", traced)
+    monkeypatch.setattr(io, "open", traced)
+    monkeypatch.setattr(blosc2, "open", traced_blosc)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_teachers_follow_by_averaging_only(name, tiny, monkeypatch):
+    data = tiny()
+    trainer = data.trainer(name)
+    teachers = {key: module for key, module in trainer._modules.items() if isinstance(module, EMATeacher)}
+    trainer.train_step(data.batch(0))
+    before = {key: _weights(module) for key, module in teachers.items()}
+    monkeypatch.setattr(EMATeacher, "update", lambda self, student, decay: None)
+    trainer.train_step(data.batch(1))
+    for key, module in teachers.items():
+        assert not any(p.requires_grad for p in module.parameters())
+        assert _equal(before[key], _weights(module))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_gives_the_same_training(name, tiny):
+    data = tiny()
+    ends = []
+    for _ in range(2):
+        trainer = data.trainer(name)
+        trainer.run_training()
+        ends.append(_all_weights(trainer))
+        _forget_run(trainer)
+    assert _equal(*ends)
+
+
+@pytest.mark.parametrize("cut", [2, 3], ids=["between epochs", "within an epoch"])
+@pytest.mark.parametrize("name", NAMES)
+def test_resumed_training_ends_as_the_undisturbed_one(name, cut, tiny, monkeypatch):
+    data = tiny()
+    whole = data.trainer(name, num_epochs=3)
+    whole.run_training()
+    expected = _all_weights(whole)
+    _forget_run(whole)
+
+    first = data.trainer(name, num_epochs=3)
+    _stop_after(first, cut, monkeypatch)
+    with pytest.raises(SystemExit) as stopped:
+        first.run_training()
+    assert stopped.value.code in (0, None)
+    torch.manual_seed(999)
+
+    second = data.bare_trainer(name)
+    second.load_checkpoint(str(Path(second.output_folder, "checkpoint_latest.pth")))
+    assert second.iteration == cut
+    second.run_training()
+    assert second.iteration == whole.iteration
+    assert _equal(expected, _all_weights(second))
+    assert [row["loss"] for row in second.history.rows] == [row["loss"] for row in whole.history.rows]
+
+
+def _stop_after(trainer: Any, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trainer.train_step
+
+    def train_step(batch):
+        losses = real(batch)
+        if trainer.iteration == steps:
+            Path(trainer.output_folder, "stop").touch()
+        return losses
+
+    monkeypatch.setattr(trainer, "train_step", train_step)
+
+
+def _forget_run(trainer: Any) -> None:
+    for path in Path(trainer.output_folder).iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dimensions": 2, "channels": 2, "classes": 3},
+        {"dimensions": 3, "channels": 2, "classes": 5},
+        {"dimensions": 3, "masked": True},
+        {"dimensions": 3, "labeled_batch": 2, "unlabeled_batch": 1},
+    ],
+    ids=["2D", "5 classes", "mask for normalization", "more labeled than unlabeled"],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_on(name, options, tiny):
+    trainer = tiny(**options).trainer(name, num_epochs=1)
+    before = _weights(unwrap(trainer.network))
+    trainer.run_training()
+    assert not _equal(before, _weights(unwrap(trainer.network)))
+    assert trainer.history.rows[-1]["loss"] > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_without_deep_supervision(name, tiny):
+    trainer = tiny().trainer(name, num_epochs=1, enable_deep_supervision=False)
+    trainer.run_training()
+    assert trainer.iteration == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"regions": True, "classes": 3}, {"ignore": True}, {"regions": True, "classes": 3, "ignore": True}],
+    ids=["regions", "ignore", "regions and ignore"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", NAMES)
+def test_special_labels_work_or_are_refused_before_the_first_step(name, options, tiny):
+    trainer = tiny(**options).trainer(name, num_epochs=1)
+    asked = (("regions", trainer.supports_regions), ("ignore", trainer.supports_ignore_label))
+    if all(able for option, able in asked if options.get(option)):
+        trainer.run_training()
+        assert trainer.iteration == 2
+    else:
+        with pytest.raises(NotImplementedError):
+            trainer.run_training()
+        assert trainer.iteration == 0
+
+
+@pytest.mark.parametrize("name", SEMI_SUPERVISED)
+def test_cascade_is_refused_unless_supported(name, tiny):
+    trainer = tiny(cascade=True).bare_trainer(name)
+    if trainer.supports_cascade:
+        check_requirements(trainer)
+        assert trainer.is_cascaded
+    else:
+        with pytest.raises(NotImplementedError, match="cascade"):
+            check_requirements(trainer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_falls_on_a_phantom(name, tiny):
+    trainer = tiny(labeled_batch=2).trainer(name, num_epochs=2, num_iterations_per_epoch=12)
+    trainer.run_training()
+    first, last = trainer.history.rows
+    assert last["supervised"] < 0.8 * first["supervised"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_deployed_network_predicts_through_the_stock_predictor(name, tiny):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnssl.utils.safe_load import load_checkpoint
+
+    trainer = tiny().trainer(name, num_epochs=1)
+    trainer.run_training()
+    weights = load_checkpoint(Path(trainer.output_folder, "checkpoint_final.pth"))["network_weights"]
+    manager = trainer.configuration_manager
+    network = nnUNetTrainer.build_network_architecture(trainer.plans_manager, manager, 1, 2, False)
+    predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=False, allow_tqdm=False)
+    predictor.manual_initialization(
+        network, trainer.plans_manager, manager, [weights], trainer.dataset_json, "nnUNetTrainer", None
+    )
+    logits = predictor.predict_logits_from_preprocessed_data(torch.randn(1, 20, 20, 20))
+    assert logits.shape == (2, 20, 20, 20)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_declares_its_source(name):
+    trainer = registered_trainers()[name]
+    assert trainer.source
+    assert 2000 < trainer.year < 2100
+    assert trainer.__doc__
+

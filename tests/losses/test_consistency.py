@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnssl.losses.consistency import mean_squared_difference
+
+
+def test_is_zero_for_equal_predictions():
+    p = torch.rand(2, 3, 4, 4).softmax(1)
+    assert mean_squared_difference(p, p.clone()) == 0
+
+
+def test_known_value():
+    student = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    teacher = torch.tensor([[[0.5, 0.0], [0.5, 1.0]]])
+    # two of four entries differ by one half
+    assert mean_squared_difference(student, teacher).item() == pytest.approx(2 * 0.25 / 4)
+
+
+def test_largest_value_is_one():
+    student = torch.tensor([[[1.0], [0.0]]])
+    assert mean_squared_difference(student, 1 - student) == 1
+
+
+def test_gradient_reaches_the_student_only():
+    student = torch.rand(1, 2, 4, requires_grad=True)
+    teacher = torch.rand(1, 2, 4, requires_grad=True)
+    mean_squared_difference(student, teacher).backward()
+    assert teacher.grad is None
+    assert torch.allclose(student.grad, 2 * (student - teacher).detach() / student.numel())
+
+
+def test_refuses_different_shapes():
+    with pytest.raises(ValueError, match="shapes differ"):
+        mean_squared_difference(torch.zeros(1, 2, 4), torch.zeros(1, 2, 5))
