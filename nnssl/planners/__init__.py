@@ -1,0 +1,1 @@
+"""Experiment planners for labeled and unlabeled cases together."""

@@ -1,0 +1,1 @@
+"""Fingerprint of labeled and unlabeled cases, and preprocessing of both."""

@@ -6,6 +6,7 @@ The images hold bright blobs on noise, one intensity per class, so that a small 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.registry import get_trainer
 from nnssl.utils.files import write_json
+
+# the contract can be held against another device too, such as cuda
+DEVICE = torch.device(os.environ.get("NNSSL_TEST_DEVICE", "cpu"))
 
 NAME = "Dataset901_Tiny"
 PLANS = "tinyPlans"
@@ -94,7 +98,7 @@ class Tiny:
         """A trainer that is neither configured nor initialized."""
         plans = json.loads((self.base / f"{PLANS}.json").read_text())
         dataset_json = json.loads((self.base / "dataset.json").read_text())
-        return get_trainer(name)(plans, self.configuration, fold, dataset_json, torch.device("cpu"))
+        return get_trainer(name)(plans, self.configuration, fold, dataset_json, DEVICE)
 
     def batch(self, seed: int = 0) -> dict[str, Any]:
         """A training batch with deep supervision targets, as the streams deliver it."""

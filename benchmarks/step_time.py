@@ -1,0 +1,150 @@
+"""Cost of a training step: stock nnU-Net and nnssl trainers on the same plan, interleaved in one run.
+
+    python benchmarks/step_time.py -d 4 -p nnSSLCPUPlans -c 3d_fullres --trainers nnUNetTrainer Supervised MeanTeacher
+
+Every trainer gets its own streams and is timed in blocks of steps, in turn, so that drifts of the machine hit all
+alike; medians over the blocks are printed. The floor is the arithmetic that the method cannot avoid: a forward and
+backward pass counts as three forward passes, a pass without gradient as one, on the patches that the method uses, in
+units of the measured forward pass of the same network in the same precision and memory format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+# read when torch is loaded, as the commands do
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from nnssl.networks.unwrap import unwrap
+from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine.run import choose_device
+from nnssl.trainers.engine.run_settings import RunSettings
+from nnssl.trainers.registry import get_trainer
+from nnssl.utils.files import read_json, write_json
+from nnssl.utils.paths import dataset_name, preprocessed_folder
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    device = choose_device(arguments.device)
+    trainers = {label: _start(label, arguments, device) for label in arguments.trainers}
+    blocks: dict[str, list[dict[str, float]]] = {label: [] for label in trainers}
+    for block in range(arguments.blocks + 1):
+        for label, trainer in trainers.items():
+            measured = _time_block(trainer, arguments.steps, device)
+            if block > 0:  # the first block warms up: caches, compilation, filled queues
+                blocks[label].append(measured)
+    rows = [_row(label, trainers[label], blocks[label], device) for label in trainers]
+    _print(rows, device)
+    if arguments.o:
+        environment = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(device)}
+        write_json({"arguments": vars(arguments), "environment": environment, "rows": rows}, arguments.o)
+    # worker processes of stock nnU-Net do not end by themselves
+    os._exit(0)
+
+
+def _start(label: str, arguments: argparse.Namespace, device: torch.device) -> Any:
+    """A trainer with open streams; ``Supervised:fp32`` names a trainer and its precision."""
+    name, _, precision = label.partition(":")
+    base = preprocessed_folder() / dataset_name(arguments.d)
+    plans = read_json(base / f"{arguments.p}.json") | {"continue_training": False}
+    trainer = get_trainer(name)(plans, arguments.c, arguments.fold, read_json(base / "dataset.json"), device)
+    if isinstance(trainer, SemiSupervisedTrainer):
+        trainer.configure({}, RunSettings(seed=0, precision=precision or "auto"))
+    trainer.on_train_start()
+    trainer.network.train()
+    return trainer
+
+
+def _time_block(trainer: Any, steps: int, device: torch.device) -> dict[str, float]:
+    waited = 0.0
+    start = time.perf_counter()
+    for _ in range(steps):
+        asked = time.perf_counter()
+        batch = next(trainer.dataloader_train)
+        waited += time.perf_counter() - asked
+        trainer.train_step(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return {"step": (time.perf_counter() - start) / steps, "wait": waited / steps}
+
+
+def _row(label: str, trainer: Any, blocks: list[dict[str, float]], device: torch.device) -> dict[str, Any]:
+    step = statistics.median(block["step"] for block in blocks)
+    labeled = trainer.batch_size
+    semi = isinstance(trainer, SemiSupervisedTrainer)
+    unlabeled = trainer.unlabeled_batch_size if semi and trainer.uses_unlabeled else 0
+    teachers = 1 if unlabeled and trainer._modules else 0
+    student = _forward_seconds(trainer, labeled + unlabeled, device)
+    teacher = _forward_seconds(trainer, unlabeled, device) if teachers else 0.0
+    return {
+        "trainer": label,
+        "precision": trainer.precision.name if semi else ("fp16" if device.type == "cuda" else "fp32"),
+        "patches": f"{labeled}+{unlabeled}",
+        "step_ms": 1000 * step,
+        "fastest_ms": 1000 * min(block["step"] for block in blocks),
+        "slowest_ms": 1000 * max(block["step"] for block in blocks),
+        "wait_ms": 1000 * statistics.median(block["wait"] for block in blocks),
+        "floor_ms": 1000 * (3 * student + teacher),
+    }
+
+
+def _forward_seconds(trainer: Any, patches: int, device: torch.device) -> float:
+    """Median seconds of a forward pass without gradient of the student on ``patches`` patches."""
+    shape = (patches, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
+    images = torch.randn(shape, device=device)
+    network = unwrap(trainer.network)
+    semi = isinstance(trainer, SemiSupervisedTrainer)
+    times = []
+    with torch.no_grad():
+        for _ in range(8):
+            start = time.perf_counter()
+            if semi:
+                trainer.heads(network, images)
+            else:
+                with torch.autocast(device.type, enabled=device.type == "cuda"):
+                    network(images)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def _print(rows: list[dict[str, Any]], device: torch.device) -> None:
+    cores = len(os.sched_getaffinity(0))
+    print(f"\n{device}, {cores} cores, torch {torch.__version__}; medians, ms per step; ratio to the first row")
+    print(f"{'trainer':<22}{'precision':<10}{'patches':<9}{'step':>9}{'range':>17}{'wait':>8}{'floor':>9}"
+          f"{'x floor':>9}{'ratio':>8}")  # fmt: skip
+    for row in rows:
+        spread = f"{row['fastest_ms']:.1f}-{row['slowest_ms']:.1f}"
+        print(
+            f"{row['trainer']:<22}{row['precision']:<10}{row['patches']:<9}{row['step_ms']:>9.1f}{spread:>17}"
+            f"{row['wait_ms']:>8.1f}{row['floor_ms']:>9.1f}{row['step_ms'] / row['floor_ms']:>9.2f}"
+            f"{row['step_ms'] / rows[0]['step_ms']:>8.2f}"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-d", required=True, help="data set name or id, planned and preprocessed")
+    add("-p", default="nnSSLPlans", help="plans identifier")
+    add("-c", default="3d_fullres", help="configuration")
+    add("-device", choices=("cuda", "cpu"), help="default: cuda if there is one")
+    add("--fold", default="all", help="fold (default: all)")
+    add("--trainers", nargs="+", default=["nnUNetTrainer", "Supervised", "MeanTeacher"], help="NAME or NAME:PRECISION")
+    add("--steps", type=int, default=20, help="steps per block")
+    add("--blocks", type=int, default=7, help="blocks per trainer, after one to warm up")
+    add("-o", type=Path, help="JSON file for the figures")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

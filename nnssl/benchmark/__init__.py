@@ -1,0 +1,1 @@
+"""Experiments that compare methods under one label budget."""

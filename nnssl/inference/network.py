@@ -1,0 +1,64 @@
+"""The network of a trained model, built as the trainer builds it for prediction."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnssl.errors import UserError
+
+
+def managers(plans: dict, configuration: str, where: object) -> tuple[PlansManager, ConfigurationManager]:
+    """nnU-Net's views of the plans; ``UserError`` if they lack the configuration that the checkpoint names."""
+    plans_manager = PlansManager(plans)
+    if configuration not in plans_manager.available_configurations:
+        raise UserError(
+            "plans.json does not belong to the checkpoint",
+            where=where,
+            expected=f"configuration {configuration}",
+            found=", ".join(plans_manager.available_configurations),
+        )
+    return plans_manager, plans_manager.get_configuration(configuration)
+
+
+def build_network(
+    trainer: Any,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    dataset_json: dict,
+) -> nn.Module:
+    """The trainer's network without deep supervision, with fresh weights.
+
+    Serves both forms of ``build_network_architecture``: nnU-Net's present one and the one before 2.7, which trainers
+    of other packages may still have.
+    """
+    inputs = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
+    outputs = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
+    build = trainer.build_network_architecture
+    if "plans_manager" in inspect.signature(build).parameters:
+        return build(plans_manager, configuration_manager, inputs, outputs, enable_deep_supervision=False)
+    return build(
+        configuration_manager.network_arch_class_name,
+        configuration_manager.network_arch_init_kwargs,
+        configuration_manager.network_arch_init_kwargs_req_import,
+        inputs,
+        outputs,
+        enable_deep_supervision=False,
+    )
+
+
+def load_weights(network: nn.Module, weights: dict, trainer: str, where: object) -> None:
+    """Loads ``weights``; ``UserError`` with the first differences if they belong to another network."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights do not fit the network of {trainer}",
+            where=where,
+            found=" ".join("\n".join(str(error).splitlines()[1:3]).split())[:400],
+            fix="the checkpoint, plans.json and dataset.json must come from one training; copy the folder as a whole",
+        ) from None

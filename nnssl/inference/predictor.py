@@ -1,0 +1,169 @@
+"""nnU-Net's predictor with nnssl's look-up of trainers, safe loading and the number format of the device."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnssl.errors import UserError
+from nnssl.inference.checkpoint import read_model_checkpoint
+from nnssl.inference.models import FINAL_CHECKPOINT, TrainedModel, open_model
+from nnssl.inference.network import build_network, load_weights, managers
+from nnssl.trainers.engine.precision import Precision, choose_precision
+from nnssl.trainers.registry import get_trainer
+
+
+class Predictor(nnUNetPredictor):
+    """Sliding-window prediction; what is not said here is nnU-Net's.
+
+    - Trainers are looked up in nnssl's registry first, without importing all of nnU-Net's.
+    - Checkpoints are read without running code that they hold.
+    - bf16 on CPUs that compute it in hardware; fp16 on CUDA and fp32 elsewhere, as in nnU-Net.
+    - On the CPU all threads of torch are used; nnU-Net stops at 8.
+    - No mirroring may be written as an empty tuple as well as ``None``.
+
+    Args:
+        tile_step_size: distance of neighboring windows as a fraction of the patch size, in (0, 1].
+        use_gaussian: weight the center of a window more than its margin.
+        use_mirroring: average over mirrored inputs, on the axes that the training allowed.
+        perform_everything_on_device: keep the results on the GPU; without effect on other devices.
+        device: where the network runs.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        trust_checkpoint: allow checkpoints to run code.
+        verbose, verbose_preprocessing: nnU-Net's messages.
+        allow_tqdm: progress bar over the windows of a case.
+    """
+
+    def __init__(
+        self,
+        tile_step_size: float = 0.5,
+        use_gaussian: bool = True,
+        use_mirroring: bool = True,
+        perform_everything_on_device: bool = True,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's default; devices are immutable)
+        verbose: bool = False,
+        verbose_preprocessing: bool = False,
+        allow_tqdm: bool = True,
+        *,
+        precision: str = "auto",
+        trust_checkpoint: bool = False,
+    ):
+        self.precision: Precision = choose_precision(device, precision)
+        self.trust_checkpoint = trust_checkpoint
+        self._cpu_threads = torch.get_num_threads()
+        if not 0 < tile_step_size <= 1:
+            raise UserError("the step size must be above 0 and at most 1", found=tile_step_size)
+        # nnU-Net prints a remark about perform_everything_on_device on every device but CUDA, whatever was asked for
+        with redirect_stdout(io.StringIO()):
+            super().__init__(
+                tile_step_size,
+                use_gaussian,
+                use_mirroring,
+                perform_everything_on_device and device.type == "cuda",
+                device,
+                verbose,
+                verbose_preprocessing,
+                allow_tqdm,
+            )
+
+    def initialize_from_trained_model_folder(
+        self,
+        model_training_output_dir: str | os.PathLike[str],
+        use_folds: Iterable[str | int] | str | int | None,
+        checkpoint_name: str = FINAL_CHECKPOINT,
+    ) -> None:
+        """As nnU-Net's; ``use_folds=None`` takes all finished folds (see `nnssl.inference.models.open_model`)."""
+        folds = [use_folds] if isinstance(use_folds, (str, int)) else use_folds
+        self.initialize_from_model(open_model(model_training_output_dir, folds=folds, checkpoint=checkpoint_name))
+
+    def initialize_from_model(self, model: TrainedModel) -> None:
+        """Loads the networks of all folds of ``model``, whose outputs are averaged.
+
+        Raises:
+            UserError: if a checkpoint cannot be read safely, the folds were trained differently, or the weights do
+                not fit the network that the trainer builds.
+        """
+        weights, settings = [], []
+        for file in model.checkpoint_files():
+            checkpoint = read_model_checkpoint(file, trust=self.trust_checkpoint)
+            # the tensors are mapped from the file, which a running training may write again
+            weights.append({name: tensor.clone() for name, tensor in checkpoint["network_weights"].items()})
+            axes = tuple(checkpoint.get("inference_allowed_mirroring_axes") or ())
+            settings.append((checkpoint["trainer_name"], checkpoint["init_args"]["configuration"], axes))
+        if len(set(settings)) > 1:
+            raise UserError(
+                "the folds were trained differently and cannot be averaged",
+                where=model.folder,
+                expected="the same trainer, configuration and mirroring axes",
+                found="; ".join(f"fold {fold}: {s}" for fold, s in zip(model.folds, settings, strict=True)),
+                fix="choose folds that belong together with -f",
+            )
+        trainer_name, configuration, mirroring_axes = settings[0]
+        plans_manager, configuration_manager = managers(model.plans, configuration, model.folder)
+        dataset_json = model.dataset_json
+        network = build_network(get_trainer(trainer_name), plans_manager, configuration_manager, dataset_json)
+        for fold_weights, file in zip(reversed(weights), reversed(model.checkpoint_files()), strict=True):
+            load_weights(network, fold_weights, trainer_name, file)
+        self.manual_initialization(
+            network, plans_manager, configuration_manager, weights, dataset_json, trainer_name, mirroring_axes
+        )
+
+    def manual_initialization(
+        self,
+        network: nn.Module,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        parameters: list[dict] | None,
+        dataset_json: dict,
+        trainer_name: str,
+        inference_allowed_mirroring_axes: tuple[int, ...] | None,
+    ) -> None:
+        """As nnU-Net's; an empty tuple of axes means no mirroring."""
+        super().manual_initialization(
+            network,
+            plans_manager,
+            configuration_manager,
+            parameters,
+            dataset_json,
+            trainer_name,
+            inference_allowed_mirroring_axes or None,
+        )
+
+    @torch.inference_mode()
+    def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
+        """Logits (K, X, Y, Z) in half precision for a preprocessed image (C, X, Y, Z).
+
+        bf16 outputs of the network become fp32 before mirrored and overlapping windows are summed: bf16 has 8
+        significant bits, too few for a sum of many terms.
+        """
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu":
+            torch.set_num_threads(self._cpu_threads)
+        hook = self.network.register_forward_hook(_as_float32) if self.precision.name == "bf16" else None
+        try:
+            with self.precision.autocast():
+                return super().predict_sliding_window_return_logits(input_image)
+        finally:
+            torch.set_num_threads(threads)
+            if hook is not None:
+                hook.remove()
+
+    @torch.inference_mode()
+    def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
+        # nnU-Net switches autocast on for every CUDA prediction
+        if self.device.type == "cuda" and self.precision.name == "fp32":
+            with torch.autocast("cuda", enabled=False):
+                return super()._internal_maybe_mirror_and_predict(x)
+        return super()._internal_maybe_mirror_and_predict(x)
+
+
+def _as_float32(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.float()

@@ -1,0 +1,169 @@
+"""The data set fingerprint: geometry of all cases, foreground intensities of the labeled ones."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+
+from nnssl.dataset.parallel import map_cases
+from nnssl.dataset.raw import RawDataset
+from nnssl.errors import UserError
+from nnssl.preprocessing.content import ContentKeys
+from nnssl.utils.files import read_json, write_json
+from nnssl.utils.paths import preprocessed_folder
+
+FINGERPRINT_FILE = "dataset_fingerprint.json"
+FORMAT = 1
+
+# nnU-Net draws 1e8 voxels in all. With a handful of labeled cases that is far more than they have, and gigabytes;
+# with 1e6 voxels per case the percentiles stand still in the fourth digit.
+SAMPLED_VOXELS = 10_000_000
+SAMPLED_VOXELS_PER_CASE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the fingerprint keeps of a case; spacing in mm; axes in the order of the reader."""
+
+    spacing: list[float]
+    shape_after_crop: list[int]
+    relative_size_after_cropping: float
+
+
+def make_fingerprint(raw: RawDataset, keys: ContentKeys, *, num_processes: int, clean: bool = False) -> dict[str, Any]:
+    """Returns the fingerprint and writes it to ``dataset_fingerprint.json`` in the preprocessed folder.
+
+    Spacings, shapes and relative sizes come from all cases, intensities from the foreground of labeled cases. The
+    file has nnU-Net's keys plus ``provenance``, by which a later run knows what is still true: only new or changed
+    cases are analyzed, and intensities again only if the labeled cases changed.
+
+    Args:
+        raw: the data set.
+        keys: content keys of its cases.
+        num_processes: worker processes.
+        clean: analyze every case again.
+
+    Raises:
+        UserError: no labeled case has foreground, or a worker died.
+    """
+    file = preprocessed_folder() / raw.name / FINGERPRINT_FILE
+    reader = raw.reader_writer_class()
+    previous = None if clean or not file.is_file() else _reusable(read_json(file, fix="delete the file"), reader)
+    provenance = previous["provenance"] if previous else {"labeled": {}, "unlabeled": {}}
+    same_labels = {case: keys.of(case) for case in raw.labeled} == _contents(provenance["labeled"])
+    if (
+        previous
+        and same_labels
+        and {case: keys.of(case) for case in raw.unlabeled} == _contents(provenance["unlabeled"])
+    ):
+        return previous
+
+    known = {
+        entry["image"]: _geometry(entry) for kind in ("labeled", "unlabeled") for entry in provenance[kind].values()
+    }
+    per_case = min(SAMPLED_VOXELS // max(len(raw.labeled), 1), SAMPLED_VOXELS_PER_CASE)
+    jobs: dict[str, tuple[Any, ...]] = {}
+    if not same_labels:
+        jobs |= {case: (files.images, files.label, reader, per_case) for case, files in raw.labeled.items()}
+    jobs |= {
+        case: (images, None, reader, per_case)
+        for case, images in raw.unlabeled.items()
+        if keys.images[case] not in known
+    }
+    analyzed = map_cases(_analyze, jobs, num_processes=num_processes, description="Fingerprint")
+    known |= {keys.images[case]: geometry for case, (geometry, _) in analyzed.items()}
+
+    fingerprint = _assemble({case: known[keys.images[case]] for case in (*raw.labeled, *raw.unlabeled)})
+    fingerprint["foreground_intensity_properties_per_channel"] = (
+        previous["foreground_intensity_properties_per_channel"]
+        if previous and same_labels
+        else _intensity_properties([analyzed[case][1] for case in raw.labeled], raw)
+    )
+    fingerprint["provenance"] = {
+        "format": FORMAT,
+        "image_reader_writer": reader.__name__,
+        "num_labeled": len(raw.labeled),
+        "num_unlabeled": len(raw.unlabeled),
+        "labeled": {case: keys.of(case) | asdict(known[keys.images[case]]) for case in raw.labeled},
+        "unlabeled": {case: keys.of(case) | asdict(known[keys.images[case]]) for case in raw.unlabeled},
+    }
+    write_json(fingerprint, file)
+    return read_json(file)
+
+
+def case_counts(fingerprint: dict[str, Any]) -> tuple[int, int]:
+    """Numbers of labeled and unlabeled cases in a fingerprint; ``UserError`` if nnssl did not make it."""
+    provenance = fingerprint.get("provenance")
+    if provenance is None:
+        raise UserError(
+            f"{FINGERPRINT_FILE} was not made by nnssl and knows nothing of unlabeled cases",
+            fix="run nnssl_plan_and_preprocess, which makes it again",
+        )
+    return provenance["num_labeled"], provenance["num_unlabeled"]
+
+
+def _reusable(fingerprint: dict[str, Any], reader: type) -> dict[str, Any] | None:
+    provenance = fingerprint.get("provenance", {})
+    made_alike = provenance.get("format") == FORMAT and provenance.get("image_reader_writer") == reader.__name__
+    return fingerprint if made_alike else None
+
+
+def _contents(entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    return {
+        case: {name: entry[name] for name in ("image", "label") if name in entry} for case, entry in entries.items()
+    }
+
+
+def _geometry(entry: dict[str, Any]) -> Geometry:
+    return Geometry(entry["spacing"], entry["shape_after_crop"], entry["relative_size_after_cropping"])
+
+
+def _analyze(
+    images: list[str], label: str | None, reader_writer_class: type, num_samples: int
+) -> tuple[Geometry, list[np.ndarray]]:
+    """Geometry of a case and, if it is labeled, sampled foreground intensities per channel."""
+    intensities: list[np.ndarray] = []
+    if label is None:
+        data, properties = reader_writer_class().read_images(images)
+        shape, spacing = crop_to_nonzero(data)[0].shape[1:], properties["spacing"]
+        relative_size = np.prod(shape) / np.prod(data.shape[1:])
+    else:
+        shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
+            images, label, reader_writer_class, num_samples
+        )
+    geometry = Geometry([float(mm) for mm in spacing], [int(size) for size in shape], float(relative_size))
+    return geometry, [np.asarray(values, dtype=np.float32) for values in intensities]
+
+
+def _assemble(geometries: dict[str, Geometry]) -> dict[str, Any]:
+    cases = geometries.values()
+    return {
+        "spacings": [case.spacing for case in cases],
+        "shapes_after_crop": [case.shape_after_crop for case in cases],
+        "median_relative_size_after_cropping": float(np.median([case.relative_size_after_cropping for case in cases])),
+    }
+
+
+def _intensity_properties(samples: list[list[np.ndarray]], raw: RawDataset) -> dict[str, dict[str, float]]:
+    properties = {}
+    for channel in range(raw.num_channels):
+        values = np.concatenate([case[channel] for case in samples])
+        if values.size == 0:
+            raise UserError(
+                "no labeled case has a foreground voxel", where=raw.folder / "labelsTr", fix="label at least one case"
+            )
+        low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
+        properties[str(channel)] = {
+            "mean": float(np.mean(values, dtype=np.float64)),
+            "median": float(median),
+            "std": float(np.std(values, dtype=np.float64)),
+            "min": float(values.min()),
+            "max": float(values.max()),
+            "percentile_99_5": float(high),
+            "percentile_00_5": float(low),
+        }
+    return properties

@@ -1,0 +1,3 @@
+from tests.preprocessing.conftest import quick_listing, raw_root
+
+__all__ = ["quick_listing", "raw_root"]
