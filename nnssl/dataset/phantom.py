@@ -1,8 +1,8 @@
 """Anatomical phantom data sets in nnU-Net's raw format, made on the spot: for the demo and for tests.
 
-Each case is a body with two paired organs, a cavity nested in the larger one, a small nodule, and unlabeled vessels
-and blobs that look like the structures but are not. Pose, size and shape differ between cases (smooth random
-deformation), as do contrast, bias field, texture and noise.
+Each case is a body with two paired organs, a cavity nested in the larger one, a small nodule, and unlabeled blobs that
+look like the structures but are not. Pose, size and shape differ between cases (smooth random deformation), as do
+contrast, bias field, texture and noise.
 """
 
 from __future__ import annotations

@@ -53,7 +53,6 @@ def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -
     folder = Path(trainer.output_folder, "validation")
     folder.mkdir(parents=True, exist_ok=True)
     _predict_cases(trainer, cases, folder, save_probabilities)
-    manager = trainer.label_manager
     result = evaluate_folders(
         Path(trainer.preprocessed_dataset_folder_base, "gt_segmentations"),
         folder,
@@ -62,10 +61,11 @@ def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -
         num_processes=_export_processes(len(cases)),
     )
     result.write(folder / "summary.json")
-    trainer.print_to_log_file("Validation complete")
-    trainer.print_to_log_file("Mean Validation Dice: ", result.summary["foreground_mean"]["Dice"])
-    for name in manager.foreground_regions if manager.has_regions else manager.foreground_labels:
-        trainer.logger.log_summary(f"final_val/class_{name}_dice", result.summary["mean"][str(name)]["Dice"])
+    for name, dice in result.per_class["Dice"].items():
+        trainer.logger.log_summary(f"final_val/class_{name}_dice", dice)
+    trainer.logger.log_summary("final_val/foreground_dice", result.foreground_mean["Dice"])
+    trainer.print_to_log_file(f"Validation complete\n{result.table()}", add_timestamp=False)
+    trainer.print_to_log_file("Mean Validation Dice: ", result.foreground_mean["Dice"])
 
 
 def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Path, save_probabilities: bool) -> None:
