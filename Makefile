@@ -41,6 +41,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing the packages into .venv (several GB, takes some minutes) ..."
 	@$(PYTHON) -c 'import sys; sys.exit("nnssl needs Python 3.10 or newer: make PYTHON=...") if sys.version_info < (3, 10) else 0'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
 	@touch $@
 	@echo "Installed."

@@ -24,7 +24,7 @@ import torch
 
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer
-from nnssl.trainers.engine.run import choose_device
+from nnssl.trainers.engine.run import prepare_device
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.registry import get_trainer
 from nnssl.utils.files import read_json, write_json
@@ -33,7 +33,7 @@ from nnssl.utils.paths import dataset_name, preprocessed_folder
 
 def main() -> None:
     arguments = _parser().parse_args()
-    device = choose_device(arguments.device)
+    device = prepare_device(arguments.device)
     trainers = {label: _start(label, arguments, device) for label in arguments.trainers}
     blocks: dict[str, list[dict[str, float]]] = {label: [] for label in trainers}
     for block in range(arguments.blocks + 1):
@@ -80,7 +80,7 @@ def _row(label: str, trainer: Any, blocks: list[dict[str, float]], device: torch
     step = statistics.median(block["step"] for block in blocks)
     labeled = trainer.batch_size
     semi = isinstance(trainer, SemiSupervisedTrainer)
-    unlabeled = trainer.unlabeled_batch_size if semi and trainer.uses_unlabeled else 0
+    unlabeled = trainer.num_unlabeled if semi else 0
     teachers = 1 if unlabeled and trainer._modules else 0
     student = _forward_seconds(trainer, labeled + unlabeled, device)
     teacher = _forward_seconds(trainer, unlabeled, device) if teachers else 0.0

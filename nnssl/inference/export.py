@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
@@ -130,7 +131,8 @@ def check_stock_can_predict(
     own = build_network(get_trainer(name), plans_manager, configuration_manager, dataset_json)
     for network in (stock, own):
         load_weights(network, weights, name, where)
-    if not _same_output(stock, own, configuration_manager):
+    channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
+    if not _same_output(stock, own, channels, configuration_manager):
         raise UserError(
             f"the network of {name} has the planned weights but computes something else with them",
             where=where,
@@ -158,10 +160,9 @@ def _difference(expected: dict[str, tuple], found: dict[str, tuple]) -> str:
 
 
 @torch.inference_mode()
-def _same_output(a: nn.Module, b: nn.Module, configuration_manager: ConfigurationManager) -> bool:
+def _same_output(a: nn.Module, b: nn.Module, channels: int, configuration_manager: ConfigurationManager) -> bool:
     # two voxels per axis at the bottleneck: the smallest input on which instance norm does not vanish
     size = 2 * np.prod(np.vstack(configuration_manager.pool_op_kernel_sizes), axis=0)
-    channels = next(parameter.shape[1] for parameter in a.parameters() if parameter.ndim > 1)
     x = torch.randn(1, channels, *size.tolist(), generator=torch.Generator().manual_seed(0))
     return torch.equal(a.eval()(x), b.eval()(x))
 

@@ -32,7 +32,8 @@ class EMATeacher(nn.Module):
         """
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay must be between 0 and 1, got {decay}")
-        mine, theirs = list(self.network.parameters()), list(student.parameters())
+        mine: list[torch.Tensor] = list(self.network.parameters())
+        theirs: list[torch.Tensor] = list(student.parameters())
         torch._foreach_lerp_(mine, theirs, 1.0 - decay)
         buffers = list(self.network.buffers())
         if buffers:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -16,4 +20,17 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
     """Switches the outputs of nnU-Net's networks between a list of heads (full resolution first) and one tensor."""
-    unwrap(network).decoder.deep_supervision = enabled
+    decoder: Any = unwrap(network).decoder
+    decoder.deep_supervision = enabled
+
+
+@contextmanager
+def deep_supervision(network: nn.Module, enabled: bool) -> Iterator[None]:
+    """`set_deep_supervision` for the time of a block."""
+    decoder: Any = unwrap(network).decoder
+    before = decoder.deep_supervision
+    decoder.deep_supervision = enabled
+    try:
+        yield
+    finally:
+        decoder.deep_supervision = before

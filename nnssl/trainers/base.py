@@ -12,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnssl.dataloading.cases import unlabeled_folder, unlabeled_identifiers
+from nnssl.dataloading.streams import BatchStream
 from nnssl.dataset.splits import Fold, load_fold
 from nnssl.errors import UserError
 from nnssl.networks.ema import EMATeacher
@@ -54,6 +55,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     trained_networks: ClassVar[int] = 1
     memory_factor: ClassVar[float] = 1.0
     """Memory of a step relative to Supervised with the same number of labeled patches (measured)."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    dataloader_train: TrainingStream
+    dataloader_val: BatchStream
 
     num_epochs: int = 1000
     num_iterations_per_epoch: int = 250
@@ -103,6 +109,23 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def hyperparameter_values(self) -> dict[str, Any]:
         """Hyper-parameters as they are set in this run."""
         return {name: getattr(self, name) for name in hyperparameters(type(self))}
+
+    @property
+    def seed(self) -> int:
+        """Seed of this run; known once the trainer is initialized."""
+        if self.settings.seed is None:
+            raise RuntimeError("the seed is drawn by initialize")
+        return self.settings.seed
+
+    @property
+    def num_unlabeled(self) -> int:
+        """Unlabeled patches per step; 0 if the method uses none."""
+        if not self.uses_unlabeled:
+            return 0
+        if self.unlabeled_batch_size is not None:
+            return self.unlabeled_batch_size
+        planned = self.configuration_manager.configuration.get("semi_supervised", {})
+        return planned.get("unlabeled_batch_size", self.configuration_manager.batch_size)
 
     @property
     def progress(self) -> float:
@@ -189,18 +212,18 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             return tensor.to(self.device, non_blocking=True)
 
         target = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
-        unlabeled = batch.get("unlabeled")
+        labeled, unlabeled = move(batch["data"]), batch.get("unlabeled")
         return Step(
-            labeled=move(batch["data"]),
+            labeled=labeled,
             target=[move(t) for t in target],
-            unlabeled=None if unlabeled is None else move(unlabeled),
+            unlabeled=labeled[:0] if unlabeled is None else move(unlabeled),
             iteration=self.iteration,
             progress=self.progress,
         )
 
     def forward(self, step: Step) -> None:
         """Fills ``step.heads`` with the student's float32 logits for labeled and unlabeled patches in one pass."""
-        images = step.labeled if step.unlabeled is None else torch.cat([step.labeled, step.unlabeled])
+        images = torch.cat([step.labeled, step.unlabeled]) if len(step.unlabeled) else step.labeled
         step.heads = self.heads(self.network, images)
 
     def backward_and_update(self, loss: torch.Tensor) -> None:
@@ -240,12 +263,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             if trained:
                 self.optimizer.add_param_group({"params": trained})
 
-    def _set_batch_size_and_oversample(self) -> None:
-        super()._set_batch_size_and_oversample()
-        if self.unlabeled_batch_size is None:
-            planned = self.configuration_manager.configuration.get("semi_supervised", {})
-            self.unlabeled_batch_size = planned.get("unlabeled_batch_size", self.batch_size)
-
     def _choose_memory_format(self) -> None:
         patch_size = self.configuration_manager.patch_size
         name = self.settings.memory_format
@@ -253,8 +270,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             name = "contiguous"
             # CUDA kernels of nnU-Net's networks are contiguous; a choice by timing would not be repeatable
             if self.device.type == "cpu" and not self.settings.deterministic:
-                batch = self.batch_size + (self.unlabeled_batch_size if self.uses_unlabeled else 0)
-                shape = (batch, self.num_input_channels, *patch_size)
+                shape = (self.batch_size + self.num_unlabeled, self.num_input_channels, *patch_size)
                 network = unwrap(self.network)
                 seconds = measure_memory_formats(network, shape, self.device, self.precision)
                 name = min(seconds, key=lambda key: seconds[key])
@@ -298,7 +314,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         split = self.split()
         return split.train, split.val
 
-    def get_dataloaders(self) -> tuple[TrainingStream, Any]:
+    def get_dataloaders(self) -> tuple[TrainingStream, BatchStream]:
         return open_streams(self)
 
     # ------------------------------------------------------------------ training, checkpoints, validation

@@ -272,11 +272,11 @@ def test_deployed_network_predicts_through_the_stock_predictor(name, tiny):
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    from nnssl.utils.safe_load import load_checkpoint
+    from nnssl.inference.checkpoint import read_model_checkpoint
 
     trainer = tiny().trainer(name, num_epochs=1)
     trainer.run_training()
-    weights = load_checkpoint(Path(trainer.output_folder, "checkpoint_final.pth"))["network_weights"]
+    weights = read_model_checkpoint(Path(trainer.output_folder, "checkpoint_final.pth"))["network_weights"]
     manager = trainer.configuration_manager
     network = nnUNetTrainer.build_network_architecture(trainer.plans_manager, manager, 1, 2, False)
     predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=False, allow_tqdm=False)
@@ -294,4 +294,3 @@ def test_declares_its_source(name):
     assert trainer.source
     assert 2000 < trainer.year < 2100
     assert trainer.__doc__
-

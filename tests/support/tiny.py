@@ -214,11 +214,9 @@ class Tiny:
             seg[:, :, :3] = self.dataset_json()["labels"]["ignore"]
         labels = range(1, max(self.classes, 3 if self.regions else 0))
         keys: list[Any] = [(1, 2), (2,)] if self.regions else list(labels)
-        locations = {
-            key: np.argwhere(np.isin(seg, key)) for key in keys
-        }
+        locations = {key: np.argwhere(np.isin(seg, key)) for key in keys}
         if self.ignore:
-            everything = tuple([-1, *([0, *labels])])
+            everything = (-1, 0, *labels)
             locations[everything] = np.argwhere(np.isin(seg, everything))
         shape = image.shape[1:]
         properties = {

@@ -56,7 +56,8 @@ def test_reads_typed_values(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["weight=high", "num_epochs=2.5", "num_epochs=True", "use_it=1", "mode=c", "size=x", "edges=3", "edges=('a',)"]
+    "text",
+    ["weight=high", "num_epochs=2.5", "num_epochs=True", "use_it=1", "mode=c", "size=x", "edges=3", "edges=('a',)"],
 )
 def test_refuses_wrong_types(text):
     with pytest.raises(UserError, match="wrong value") as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from nnssl.errors import UserError
 from nnssl.trainers.engine.settings import hyperparameters
@@ -13,6 +14,7 @@ def table() -> str:
     """One line per trainer: year, cases it needs at least, what it can do, memory, status, source."""
     header = ("trainer", "year", "labeled", "unlabeled", "dims", "regions", "ignore", "cascade", "memory", "status")
     rows = [header]
+    trainer: Any
     for name, trainer in registered_trainers().items():
         rows.append(
             (
@@ -38,7 +40,7 @@ def describe(name: str) -> str:
     Raises:
         UserError: if the trainer is unknown, or is nnU-Net's own.
     """
-    trainer = get_trainer(name)
+    trainer: Any = get_trainer(name)
     if name not in registered_trainers():
         raise UserError(f"{name} is a trainer of nnU-Net; its documentation is there")
     settings = [f"  {key} = {value!r}" for key, value in hyperparameters(trainer).items()]
@@ -46,5 +48,5 @@ def describe(name: str) -> str:
     return "\n\n".join(parts) + "\n" + "\n".join(settings)
 
 
-def _abilities(trainer: type) -> tuple[bool, bool, bool]:
-    return trainer.supports_regions, trainer.supports_ignore_label, trainer.supports_cascade  # type: ignore[attr-defined]
+def _abilities(trainer: Any) -> tuple[bool, bool, bool]:
+    return trainer.supports_regions, trainer.supports_ignore_label, trainer.supports_cascade

@@ -10,11 +10,12 @@ from torch import nn
 
 import nnssl
 from nnssl.errors import UserError
+from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.engine.state import random_states, restore_random_states
 from nnssl.utils.files import atomic_path
-from nnssl.utils.safe_load import load_checkpoint, plain
+from nnssl.utils.plain import plain
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
@@ -71,7 +72,7 @@ def load(trainer: SemiSupervisedTrainer, source: str | os.PathLike[str] | dict[s
     Raises:
         UserError: if the checkpoint is of another trainer, or holds weights only and the training is not finished.
     """
-    content = source if isinstance(source, dict) else load_checkpoint(source)
+    content = source if isinstance(source, dict) else read_model_checkpoint(source)
     where = None if isinstance(source, dict) else source
     name = content.get("trainer_name")
     if name != type(trainer).__name__ or SIDE_ENTRY not in content:
@@ -111,7 +112,7 @@ def load_pretrained(network: nn.Module, filename: str) -> None:
     Raises:
         UserError: if a weight is missing in the file or has another shape.
     """
-    weights = load_checkpoint(filename)["network_weights"]
+    weights = read_model_checkpoint(filename)["network_weights"]
     own = network.state_dict()
     wanted = {key: value for key, value in own.items() if ".seg_layers." not in key}
     unfit = [key for key, value in wanted.items() if key not in weights or weights[key].shape != value.shape]

@@ -59,7 +59,7 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
     workers = worker_counts(trainer)
 
     def stream(name: str, source: Any, start: int) -> BatchStream:
-        batches = SeededBatches(source, name, trainer.settings.seed)
+        batches = SeededBatches(source, name, trainer.seed)
         return BatchStream(batches, start, workers[name], pin_memory=trainer.device.type == "cuda")
 
     def labeled_loader(cases: Any, size: Any, transforms: BasicTransform) -> nnUNetDataLoader:
@@ -91,7 +91,7 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
         cases = UnlabeledCases(folder, trainer.split().unlabeled, with_mask=masked is not None and any(masked))
         unlabeled_loader = UnlabeledLoader(
             NamedErrors(cases),  # type: ignore[arg-type]
-            trainer.unlabeled_batch_size,
+            trainer.num_unlabeled,
             initial_patch_size,
             patch_size,
             manager,
@@ -115,7 +115,7 @@ def worker_counts(trainer: SemiSupervisedTrainer) -> dict[str, int]:
         return {"labeled": 0, "unlabeled": 0, "validation": 0}
     if trainer.device.type == "cpu":
         return {"labeled": 1, "unlabeled": 1, "validation": 1}
-    patches = trainer.batch_size + (trainer.unlabeled_batch_size if trainer.uses_unlabeled else 0)
+    patches = trainer.batch_size + trainer.num_unlabeled
     labeled = max(1, round(total * trainer.batch_size / patches))
     return {"labeled": labeled, "unlabeled": max(1, total - labeled), "validation": max(1, total // 4)}
 

@@ -32,9 +32,9 @@ def check_requirements(trainer: SemiSupervisedTrainer) -> None:
                 fix="choose another configuration, or a trainer that does (nnssl_trainers lists what each can do)",
             )
     split = trainer.split()
-    counts = (("labeled", len(split.train), trainer.min_labeled),)
+    counts = [("labeled", len(split.train), trainer.min_labeled)]
     if trainer.uses_unlabeled:
-        counts += (("unlabeled", len(split.unlabeled), trainer.min_unlabeled),)
+        counts.append(("unlabeled", len(split.unlabeled), trainer.min_unlabeled))
     for kind, found, needed in counts:
         if found < needed:
             raise UserError(

@@ -16,6 +16,8 @@ import torch
 
 import nnssl
 from nnssl.errors import UserError
+from nnssl.inference.device import choose_device
+from nnssl.preprocessing.configuration import require_preprocessed
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
 from nnssl.trainers.engine.run_settings import RunSettings
@@ -68,7 +70,7 @@ def run(request: TrainingRequest) -> None:
             fix=f"train it with nnUNetv2_train ... -tr {request.trainer} -p {request.plans or DEFAULT_PLANS}",
         )
     overrides = parse_overrides(trainer_class, request.overrides) | _budget(request)
-    device = choose_device(request.device)
+    device = prepare_device(request.device)
     trainer = build_trainer(request, trainer_class, device)
     folder = Path(trainer.output_folder)
     trainer.disable_checkpointing = request.disable_checkpointing
@@ -87,24 +89,16 @@ def run(request: TrainingRequest) -> None:
     trainer.perform_actual_validation(request.save_probabilities)
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The named device, or CUDA if there is one, else the CPU with a sentence that says so.
+def prepare_device(name: str | None) -> torch.device:
+    """`choose_device`, with a sentence if the choice fell on the CPU, and the number of threads set.
 
-    Also sets the number of threads: all cores on the CPU, one beside an accelerator (as nnU-Net does).
-
-    Raises:
-        UserError: if the named device is not there.
+    All cores that this process may use work on the step on a CPU; beside an accelerator one thread is best.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name is not None and not available[name]:
-        there = ", ".join(key for key, usable in available.items() if usable)
-        raise UserError(f"there is no {name} device", expected=there, fix="leave -device out to take the best one")
-    if name is None:
-        name = "cuda" if available["cuda"] else "cpu"
-        if name == "cpu":
-            print("No CUDA device found: running on the CPU.")
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if name == "cpu" else 1)
-    return torch.device(name)
+    device = choose_device(name)
+    if name is None and device.type == "cpu":
+        print("No CUDA device found: running on the CPU.")
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if device.type == "cpu" else 1)
+    return device
 
 
 def build_trainer(
@@ -127,6 +121,7 @@ def build_trainer(
             expected=", ".join(planned),
             found=configuration,
         )
+    require_preprocessed(plans, configuration, dataset_json)
     plans["continue_training"] = request.resume
     return trainer_class(plans, configuration, _fold(request.fold), dataset_json, device)
 

@@ -27,7 +27,8 @@ def make_deterministic() -> None:
 
 def random_states() -> dict[str, Any]:
     """States of all generators of this process as plain containers and tensors."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # type: ignore[misc]
+    state: Any = np.random.get_state()
+    name, keys, position, has_gauss, gauss = state
     version, internal, gauss_next = random.getstate()
     return {
         "python": [version, list(internal), gauss_next],

@@ -14,7 +14,7 @@ class Step:
     Attributes:
         labeled: images ``(B_l, C, *P)``.
         target: reference ``(B_l, 1, *S)`` (or one channel per region), one tensor per head, full resolution first.
-        unlabeled: weakly augmented images ``(B_u, C, *P)``; None if the method uses no unlabeled cases.
+        unlabeled: weakly augmented images ``(B_u, C, *P)``; B_u is 0 if the method uses no unlabeled cases.
         iteration: steps done before this one.
         progress: share of the training that is done, 0 to 1.
         heads: logits of the student for ``[labeled; unlabeled]`` in float32, ``(B_l + B_u, K, *S)`` per head,
@@ -23,7 +23,7 @@ class Step:
 
     labeled: torch.Tensor
     target: list[torch.Tensor]
-    unlabeled: torch.Tensor | None
+    unlabeled: torch.Tensor
     iteration: int
     progress: float
     heads: list[torch.Tensor] = field(default_factory=list)

@@ -15,29 +15,29 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from torch import nn
 from tqdm import tqdm
 
 from nnssl.evaluation.evaluator import evaluate_folders
-from nnssl.networks.unwrap import set_deep_supervision
+from nnssl.networks.unwrap import deep_supervision
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
 
 
-class FloatHeads:
+class FloatHeads(nn.Module):
     """The deployed network as nnU-Net's online evaluation calls it: float32 heads, this run's precision."""
 
     def __init__(self, trainer: SemiSupervisedTrainer):
+        super().__init__()
         self.trainer = trainer
         self.network = trainer.deployed_network()
 
-    def __call__(self, images: torch.Tensor) -> Any:
-        trainer, network = self.trainer, self.network
-        before = network.decoder.deep_supervision
-        set_deep_supervision(network, trainer.enable_deep_supervision)
-        heads = trainer.heads(network, images)
-        set_deep_supervision(network, before)
-        return heads if trainer.enable_deep_supervision else heads[0]
+    def forward(self, images: torch.Tensor) -> Any:
+        enabled = self.trainer.enable_deep_supervision
+        with deep_supervision(self.network, enabled):
+            heads = self.trainer.heads(self.network, images)
+        return heads if enabled else heads[0]
 
 
 def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -> None:
@@ -70,8 +70,6 @@ def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -
 
 def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Path, save_probabilities: bool) -> None:
     network = trainer.deployed_network()
-    before = network.decoder.deep_supervision
-    set_deep_supervision(network, False)
     predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
     predictor.manual_initialization(
         network,
@@ -93,7 +91,7 @@ def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Pat
     try:
         for case in tqdm(cases, desc="validation", disable=None):
             image, properties = _image(trainer, dataset, case)
-            with trainer.precision.autocast():
+            with trainer.precision.autocast(), deep_supervision(network, False):
                 logits = predictor.predict_sliding_window_return_logits(image).float().cpu()
             for function, arguments in _exports(trainer, case, logits, properties, folder, save_probabilities):
                 if pool is None:
@@ -108,7 +106,6 @@ def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Pat
     finally:
         if pool is not None:
             pool.terminate()
-        set_deep_supervision(network, before)
 
 
 def _image(trainer: SemiSupervisedTrainer, dataset: Any, case: str) -> tuple[torch.Tensor, dict]:
