@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
@@ -65,10 +66,16 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     num_iterations_per_epoch: int = 250
     num_val_iterations_per_epoch: int = 50
     initial_lr: float = 1e-2
+    optimizer_name: Literal["SGD", "AdamW"] = "SGD"
+    """SGD with momentum 0.99 as in nnU-Net, or AdamW, which needs far fewer steps (initial_lr=2e-3,
+    weight_decay=0.01)."""
     weight_decay: float = 3e-5
     gradient_clipping: float = 12.0
     oversample_foreground_percent: float = 0.33
     enable_deep_supervision: bool = True
+    mirror_axes: tuple[int, ...] | None = None
+    """Axes that augmentation and prediction mirror; None takes nnU-Net's choice (all), () switches mirroring off,
+    which classes need that look alike and are told apart by their place."""
     unlabeled_batch_size: int | None = None
     """Unlabeled patches per step; None takes the number of the plan."""
 
@@ -262,6 +269,23 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             trained = [p for p in module.parameters() if p.requires_grad]
             if trained:
                 self.optimizer.add_param_group({"params": trained})
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        if self.optimizer_name == "SGD":
+            return super().configure_optimizers()
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
+        """nnU-Net's geometry of augmentation, with `mirror_axes` where they are set."""
+        rotation, dummy_2d, initial_patch_size, axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if self.mirror_axes is not None:
+            axes = self.mirror_axes
+            # nnU-Net's predictor takes None for 'no mirroring' and fails on an empty tuple
+            self.inference_allowed_mirroring_axes = axes or None
+        return rotation, dummy_2d, initial_patch_size, axes
 
     def _choose_memory_format(self) -> None:
         patch_size = self.configuration_manager.patch_size

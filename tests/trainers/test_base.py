@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnssl.errors import UserError
+from tests.support.tiny import Tiny
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    yield Tiny().write(tmp_path, monkeypatch)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("axes", "trained", "predicted"),
+    [((), (), None), ((0, 2), (0, 2), (0, 2)), (None, (0, 1, 2), (0, 1, 2))],
+)
+def test_mirror_axes_hold_for_training_and_prediction(tiny, axes, trained, predicted):
+    trainer = tiny.trainer("Supervised", mirror_axes=axes)
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == trained
+    assert trainer.inference_allowed_mirroring_axes == predicted
+
+
+def test_optimizer_is_nnunets_unless_adamw_is_asked_for(tiny):
+    sgd = tiny.trainer("Supervised").optimizer
+    assert isinstance(sgd, torch.optim.SGD)
+    assert sgd.defaults["momentum"] == 0.99
+    adamw = tiny.trainer("Supervised", optimizer_name="AdamW", initial_lr=2e-3, weight_decay=0.01).optimizer
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert adamw.param_groups[0]["weight_decay"] == 0.01
+    assert adamw.param_groups[0]["lr"] == pytest.approx(2e-3)
+
+
+def test_unlabeled_patches_per_step_come_from_the_plan_unless_set(tiny):
+    assert tiny.trainer("MeanTeacher").num_unlabeled == 2
+    assert tiny.trainer("MeanTeacher", unlabeled_batch_size=3).num_unlabeled == 3
+    assert tiny.trainer("Supervised").num_unlabeled == 0
+
+
+def test_settings_cannot_change_after_initialize(tiny):
+    with pytest.raises(RuntimeError, match="before initialize"):
+        tiny.trainer("Supervised").configure({"initial_lr": 1.0})
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_its_name(tiny, monkeypatch):
+    trainer = tiny.trainer("MeanTeacher")
+    monkeypatch.setattr(trainer, "unsupervised_loss", lambda step: {"consistency": torch.tensor(float("nan"))})
+    with pytest.raises(UserError, match="not finite: loss, consistency"):
+        trainer.run_training()
+
+
+def test_too_few_unlabeled_cases_are_told_before_training(tmp_path, monkeypatch):
+    trainer = Tiny(unlabeled=0).write(tmp_path, monkeypatch).bare_trainer("MeanTeacher")
+    with pytest.raises(UserError, match="needs at least 1 unlabeled case"):
+        trainer.run_training()
+
+
+def test_pretrained_weights_start_student_and_teacher(tiny, tmp_path):
+    from nnssl.networks.unwrap import unwrap
+    from nnssl.trainers.engine.run_settings import RunSettings
+
+    first = tiny.trainer("Supervised")
+    first.train_step(tiny.batch())
+    file = tmp_path / "weights.pth"
+    first.save_checkpoint(str(file))
+    second = tiny.bare_trainer("MeanTeacher")
+    second.configure({}, RunSettings(seed=7, pretrained_weights=str(file)))
+    second.initialize()
+    source = unwrap(first.network).state_dict()
+    for network in (unwrap(second.network), second.teacher.network):
+        own = network.state_dict()
+        heads = [key for key in own if ".seg_layers." in key]
+        assert heads
+        assert all(torch.equal(own[key], source[key]) for key in own if key not in heads)
+        assert not all(torch.equal(own[key], source[key]) for key in heads)
+
+
+def test_pretrained_weights_of_another_network_are_refused(tiny, tmp_path, monkeypatch):
+    from nnssl.trainers.engine.run_settings import RunSettings
+
+    trainer = tiny.trainer("Supervised")
+    file = tmp_path / "weights.pth"
+    trainer.save_checkpoint(str(file))
+    other = Tiny(channels=2).write(tmp_path / "other", monkeypatch).bare_trainer("Supervised")
+    other.configure({}, RunSettings(seed=0, pretrained_weights=str(file)))
+    with pytest.raises(UserError, match="do not fit"):
+        other.initialize()
+
+
+def test_checkpoint_of_another_trainer_is_refused(tiny, tmp_path):
+    file = tmp_path / "checkpoint.pth"
+    tiny.trainer("Supervised").save_checkpoint(str(file))
+    with pytest.raises(UserError, match="another trainer"):
+        tiny.bare_trainer("MeanTeacher").load_checkpoint(str(file))
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_intact(tiny, tmp_path, monkeypatch):
+    trainer = tiny.trainer("Supervised")
+    file = tmp_path / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(file))
+    before = file.read_bytes()
+
+    def full(content, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        trainer.save_checkpoint(str(file))
+    assert file.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".tmp_")] == []
