@@ -60,9 +60,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TRAINER",
         help="methods to compare (default: Supervised MeanTeacher)",
     )
-    add("--epochs", type=int, default=5, help="epochs of each training (default: 5)")
-    add("--iterations-per-epoch", type=int, default=60, help="steps per epoch (default: 60)")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="hyper-parameter of each training; repeatable")
+    add("--epochs", type=int, default=10, help="epochs of each training (default: 10)")
+    add("--iterations-per-epoch", type=int, default=25, help="steps per epoch (default: 25)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="hyper-parameter of each training; repeatable (default: AdamW, which suits so few steps)",
+    )
     add("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one, else cpu")
     add("--seed", type=int, default=0, help="seed of the data and of the trainings (default: 0)")
     add("-np", type=int, default=2, metavar="N", help="processes for preprocessing (default: 2)")

@@ -24,7 +24,7 @@ from nnssl.utils.files import write_json
 PHANTOM_LABELS = {"background": 0, "large_organ": 1, "small_organ": 2, "cavity": 3, "nodule": 4}
 FILE_ENDINGS = {2: (".nii.gz", ".nii", ".nrrd", ".mha", ".png"), 3: (".nii.gz", ".nii", ".nrrd", ".mha")}
 
-_DEFAULT_SHAPE = {2: (88, 80), 3: (36, 44, 40)}
+_DEFAULT_SHAPE = {2: (88, 80), 3: (32, 40, 40)}
 _DEFAULT_SPACING = {2: (0.5, 0.5), 3: (1.5, 1.0, 1.0)}
 _Layer = tuple[NDArray[np.float64], float, int | None]  # share of each voxel, intensity, label
 _AIR, _TISSUE, _DISTRACTOR = 0.05, 0.36, 0.70
@@ -72,7 +72,7 @@ def make_phantom_dataset(
         folder: the data set's folder, ``.../DatasetXXX_Name``; must not exist. It is written under a temporary name
             and renamed, so that it is either whole or not there.
         labeled, unlabeled, test: numbers of cases of each kind. Labels of unlabeled cases are never written.
-        shape: voxels along z, y, x (2D: y, x), at least 16 each; default (36, 44, 40) or (88, 80).
+        shape: voxels along z, y, x (2D: y, x), at least 16 each; default (32, 40, 40) or (88, 80).
         spacing: mm along z, y, x (2D: y, x); default (1.5, 1, 1) or (0.5, 0.5). PNG files hold none.
         channels: number of image channels, each with a contrast of its own.
         seed: two calls with the same arguments write the same voxels. Case i depends on the seed and i only.

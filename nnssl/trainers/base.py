@@ -55,7 +55,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     supports_cascade: ClassVar[bool] = False
     trained_networks: ClassVar[int] = 1
     memory_factor: ClassVar[float] = 1.0
-    """Memory of a step relative to Supervised with the same number of labeled patches (measured)."""
+    """Memory of a step relative to Supervised with as many labeled patches and the planned unlabeled ones."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -255,6 +255,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.settings.seed = int.from_bytes(os.urandom(4), "little")
         if self.settings.deterministic:
             make_deterministic()
+        elif self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
         check_memory_format(self.settings.memory_format)
         self.precision = choose_precision(self.device, self.settings.precision)
         seed_everything(self.settings.seed)

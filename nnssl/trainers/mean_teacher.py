@@ -37,6 +37,7 @@ class MeanTeacher(SemiSupervisedTrainer):
     source = "Tarvainen & Valpola, NIPS 2017, arXiv:1703.01780"
     year = 2017
     status = "official code"
+    memory_factor = 2.25
 
     consistency_weight: float = 0.1
     ema_decay: float = 0.99

@@ -19,6 +19,8 @@ from nnssl.benchmark.demo_plan import (
     training_folder,
 )
 from nnssl.errors import UserError
+from nnssl.trainers.engine.settings import parse_overrides
+from nnssl.trainers.mean_teacher import MeanTeacher
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -52,8 +54,13 @@ def test_train(settings):
     assert (found.trainer, found.fold, found.c, found.p) == ("MeanTeacher", "all", "3d_fullres", "nnSSLCPUPlans")
     assert (found.epochs, found.iterations_per_epoch, found.seed, found.device) == (3, 7, 4, "cpu")
     assert not found.resume
-    more = DemoSettings(output=settings.output, iterations_per_epoch=250, overrides=("initial_lr=0.1",))
-    assert parse(train_words(more, "Supervised", "2d")).set == ["initial_lr=0.1"]
+    assert parse_overrides(MeanTeacher, found.set)["optimizer_name"] == "AdamW"
+
+
+def test_settings_of_the_user_come_last(tmp_path):
+    settings = DemoSettings(output=tmp_path, overrides=("initial_lr=0.1",))
+    found = parse(train_words(settings, "MeanTeacher", "2d"))
+    assert parse_overrides(MeanTeacher, found.set)["initial_lr"] == 0.1
 
 
 def test_train_predict_and_evaluate_agree_on_the_folders(settings):

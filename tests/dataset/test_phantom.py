@@ -30,7 +30,7 @@ def test_layout_counts_and_geometry(tmp_path):
     assert dataset.num_channels == 2
     for file in (folder / "imagesUn" / "phantom_003_0001.nii.gz", folder / "labelsTs" / "phantom_005.nii.gz"):
         image = SimpleITK.ReadImage(str(file))
-        assert image.GetSize() == (40, 44, 36)
+        assert image.GetSize() == (40, 40, 32)
         assert image.GetSpacing() == pytest.approx((1.0, 1.0, 1.5))
     assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["Dataset007_P"]
@@ -39,7 +39,7 @@ def test_layout_counts_and_geometry(tmp_path):
 @pytest.mark.parametrize("index", range(6))
 def test_every_case_has_each_structure_in_one_piece_and_contrast(index):
     image, label = make_phantom_case(seed=3, index=index)
-    assert (image.shape, image.dtype, label.shape, label.dtype) == ((1, 36, 44, 40), np.float32, (36, 44, 40), np.uint8)
+    assert (image.shape, image.dtype, label.shape, label.dtype) == ((1, 32, 40, 40), np.float32, (32, 40, 40), np.uint8)
     assert np.isfinite(image).all()
     assert sorted(np.unique(label)) == sorted(PHANTOM_LABELS.values())
     means = {name: float(image[0][label == value].mean()) for name, value in PHANTOM_LABELS.items()}

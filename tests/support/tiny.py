@@ -94,11 +94,11 @@ class Tiny:
         trainer.initialize()
         return trainer
 
-    def bare_trainer(self, name: str, fold: int | str = "all") -> Any:
+    def bare_trainer(self, name: str, fold: int | str = "all", configuration: str | None = None) -> Any:
         """A trainer that is neither configured nor initialized."""
         plans = json.loads((self.base / f"{PLANS}.json").read_text())
         dataset_json = json.loads((self.base / "dataset.json").read_text())
-        return get_trainer(name)(plans, self.configuration, fold, dataset_json, DEVICE)
+        return get_trainer(name)(plans, configuration or self.configuration, fold, dataset_json, DEVICE)
 
     def batch(self, seed: int = 0) -> dict[str, Any]:
         """A training batch with deep supervision targets, as the streams deliver it."""

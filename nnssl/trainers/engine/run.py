@@ -20,6 +20,7 @@ from nnssl.inference.device import choose_device
 from nnssl.preprocessing.configuration import require_preprocessed
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
+from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.engine.settings import parse_overrides
 from nnssl.trainers.registry import get_trainer
@@ -82,6 +83,9 @@ def run(request: TrainingRequest) -> None:
     else:
         trainer.configure(overrides, _settings(request))
     if not request.only_validate and trainer.current_epoch < trainer.num_epochs:
+        check_requirements(trainer)
+        if not trainer.was_initialized:
+            trainer.initialize()
         record_run(trainer)
         trainer.run_training()
     if request.validate_best:

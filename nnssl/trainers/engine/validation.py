@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
@@ -19,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnssl.evaluation.evaluator import evaluate_folders
+from nnssl.inference.predictor import Predictor
 from nnssl.networks.unwrap import deep_supervision
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -
 
 def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Path, save_probabilities: bool) -> None:
     network = trainer.deployed_network()
-    predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
+    predictor = Predictor(device=trainer.device, allow_tqdm=False, precision=trainer.precision.name)
     predictor.manual_initialization(
         network,
         trainer.plans_manager,
@@ -91,7 +91,7 @@ def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Pat
     try:
         for case in tqdm(cases, desc="validation", disable=None):
             image, properties = _image(trainer, dataset, case)
-            with trainer.precision.autocast(), deep_supervision(network, False):
+            with deep_supervision(network, False):
                 logits = predictor.predict_sliding_window_return_logits(image).float().cpu()
             for function, arguments in _exports(trainer, case, logits, properties, folder, save_probabilities):
                 if pool is None:

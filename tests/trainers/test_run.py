@@ -1,0 +1,154 @@
+"""From the flags of ``nnssl_train`` to a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnssl.cli import run as run_command
+from nnssl.inference.checkpoint import read_model_checkpoint
+from tests.support.tiny import PLANS, Tiny
+
+BUDGET = ("--epochs", "2", "--iterations-per-epoch", "2", "--seed", "1")
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    return Tiny().write(tmp_path, monkeypatch)
+
+
+def _train(*flags: str) -> int:
+    return run_command("train", ["901", *flags])
+
+
+def _folder(tiny: Tiny, name: str = "Supervised", fold: str = "all") -> Path:
+    return tiny.folder / "nnUNet_results" / "Dataset901_Tiny" / f"{name}__{PLANS}__3d_fullres" / f"fold_{fold}"
+
+
+def test_a_run_leaves_everything_that_is_needed_to_repeat_and_predict(tiny, capsys):
+    assert _train("MeanTeacher", "0", *BUDGET, "-device", "cpu", "--set", "consistency_weight=0.3") == 0
+    folder = _folder(tiny, "MeanTeacher", "0")
+    assert {"checkpoint_final.pth", "curves.csv", "progress.png", "run.json", "validation"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert not (folder / "checkpoint_latest.pth").exists()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["settings"]["seed"] == 1
+    assert record["hyperparameters"]["consistency_weight"] == 0.3
+    assert record["hyperparameters"]["num_val_iterations_per_epoch"] == 1
+    assert {"plans.json", "dataset.json"} <= {p.name for p in folder.parent.iterdir()}
+    output = capsys.readouterr().out
+    assert "epoch 2/2" in output
+    assert "Mean Validation Dice" in output
+
+
+def test_the_only_plans_are_taken_and_the_seed_is_recorded(tiny):
+    assert _train("Supervised", "all", "--epochs", "1", "--iterations-per-epoch", "1") == 0
+    assert isinstance(json.loads((_folder(tiny) / "run.json").read_text())["settings"]["seed"], int)
+
+
+def test_a_trained_run_is_not_overwritten_unless_asked_for(tiny, capsys):
+    assert _train("Supervised", "all", *BUDGET) == 0
+    file = _folder(tiny) / "checkpoint_final.pth"
+    before = file.read_bytes()
+    assert _train("Supervised", "all", *BUDGET) == 2
+    assert "has been trained before" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert _train("Supervised", "all", *BUDGET, "--overwrite") == 0
+
+
+def test_continuing_takes_the_settings_of_the_run(tiny, monkeypatch):
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+    real = SemiSupervisedTrainer.train_step
+
+    def stop_after_two(self, batch):
+        losses = real(self, batch)
+        if self.iteration == 2:
+            Path(self.output_folder, "stop").touch()
+        return losses
+
+    monkeypatch.setattr(SemiSupervisedTrainer, "train_step", stop_after_two)
+    with pytest.raises(SystemExit) as stopped:
+        _train(
+            "Supervised",
+            "all",
+            "--epochs",
+            "3",
+            "--iterations-per-epoch",
+            "2",
+            "--seed",
+            "9",
+            "--set",
+            "initial_lr=0.5",
+        )
+    assert not stopped.value.code
+    monkeypatch.setattr(SemiSupervisedTrainer, "train_step", real)
+    assert _train("Supervised", "all", "--c") == 0
+    side = read_model_checkpoint(_folder(tiny) / "checkpoint_final.pth")["semi_supervised"]
+    assert side["iteration"] == 6
+    assert side["settings"]["seed"] == 9
+    assert side["hyperparameters"]["initial_lr"] == 0.5
+
+
+def test_validation_only(tiny, capsys):
+    assert _train("Supervised", "0", *BUDGET) == 0
+    summary = _folder(tiny, fold="0") / "validation" / "summary.json"
+    summary.unlink()
+    assert _train("Supervised", "0", "--val") == 0
+    assert summary.is_file()
+    assert _train("Supervised", "1", "--val") == 2
+    assert "not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("MeanTeecher", "0"), "did you mean MeanTeacher"),
+        (("nnUNetTrainer", "0"), "nnUNetv2_train"),
+        (("Supervised", "seven"), "not a fold"),
+        (("Supervised", "7"), "there is no fold 7"),
+        (("Supervised", "0", "-c", "3d_lowres"), "3d_lowres is not planned"),
+        (("Supervised", "0", "-p", "noPlans"), "noPlans.json"),
+        (("Supervised", "0", "--set", "consistency_weight=1"), "no hyper-parameter"),
+        (("MeanTeacher", "0", "--set", "consistency_weight=high"), "wrong value"),
+        (("Supervised", "0", "--epochs", "0"), "at least 1"),
+        (("Supervised", "0", "--c", "--val"), "give one of them"),
+        (("Supervised", "0", "--c", "-pretrained_weights", "x.pth"), "weights of its own"),
+        (("Supervised", "0", "--val_best", "--disable_checkpointing"), "--val_best"),
+        (("Supervised", "0", "-num_gpus", "2"), "several GPUs"),
+        (("Supervised", "0", "-pretrained_weights", "missing.pth"), "checkpoint not found"),
+        (("Supervised", "0", "--precision", "fp8"), "unknown precision"),
+        (("Supervised", "0", "--memory-format", "upside_down"), "unknown memory format"),
+        (("Supervised", "0", "-device", "cuda"), "cuda"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_code_2(tiny, capsys, flags, message):
+    if flags[-1] == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert _train(*flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_preprocessed", "nnUNet_results"])
+def test_missing_environment_variables_are_named(tiny, monkeypatch, capsys, variable):
+    monkeypatch.delenv(variable)
+    assert run_command("train", ["Dataset901_Tiny", "Supervised", "0"]) == 2
+    assert variable in capsys.readouterr().err
+
+
+def test_unknown_data_set(tiny, capsys):
+    assert run_command("train", ["77", "Supervised", "0"]) == 2
+    assert "no data set with id 77" in capsys.readouterr().err
