@@ -24,7 +24,7 @@ demo: $(STAMP)
 
 # one torch thread per worker: more threads than cores make each test several times slower
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(TEST_FLAGS)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) $(TEST_FLAGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

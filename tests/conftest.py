@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# as the commands do, and before torch is loaded: spinning threads stall each other where processes share cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

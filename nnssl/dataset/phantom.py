@@ -27,7 +27,7 @@ FILE_ENDINGS = {2: (".nii.gz", ".nii", ".nrrd", ".mha", ".png"), 3: (".nii.gz", 
 _DEFAULT_SHAPE = {2: (88, 80), 3: (32, 40, 40)}
 _DEFAULT_SPACING = {2: (0.5, 0.5), 3: (1.5, 1.0, 1.0)}
 _Layer = tuple[NDArray[np.float64], float, int | None]  # share of each voxel, intensity, label
-_AIR, _TISSUE, _DISTRACTOR = 0.05, 0.36, 0.70
+_AIR, _TISSUE, _DISTRACTOR = 0.05, 0.36, 0.66
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class _Structure:
 _STRUCTURES = (
     _Structure(1, (0.05, 0.10, -0.38), (0.66, 0.55, 0.38), 0.64),
     _Structure(2, (0.00, 0.12, 0.44), (0.50, 0.42, 0.28), 0.57),
-    _Structure(3, (0.08, 0.08, -0.36), (0.46, 0.37, 0.25), 1.00, inside=1),
-    _Structure(4, (0.00, -0.45, 0.10), (0.27, 0.23, 0.23), 0.82),
+    _Structure(3, (0.08, 0.08, -0.36), (0.46, 0.37, 0.25), 1.25, inside=1),
+    _Structure(4, (0.00, -0.45, 0.10), (0.29, 0.25, 0.25), 0.88),
 )
 
 
@@ -259,7 +259,7 @@ def _channel_image(
     image += 0.035 * _smooth_field(size, 12, random) * layers[0][0]
     image *= np.exp(0.14 * _smooth_field(size, 3, random))
     image = gaussian_filter(image, [0.5 * min(voxel) / s for s in voxel])
-    image += random.normal(0, random.uniform(0.04, 0.07), size)
+    image += random.normal(0, random.uniform(0.03, 0.06), size)
     return np.clip(image, 0, None) ** random.uniform(0.85, 1.2) * random.uniform(300, 900)
 
 

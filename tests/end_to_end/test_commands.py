@@ -1,0 +1,86 @@
+"""The main path by its commands, and the same data set in the hands of stock nnU-Net."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnssl.cli import run
+from nnssl.dataset.phantom import make_phantom_dataset
+
+NAME = "Dataset007_Phantom"
+LABELED = 2
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """nnU-Net's folders with a phantom data set, planned and preprocessed by the command."""
+    folder = tmp_path_factory.mktemp("main_path")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            (folder / variable).mkdir()
+            patch.setenv(variable, str(folder / variable))
+        # batches are made in this process: workers cost more to start than these patches
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        threads = torch.get_num_threads()
+        make_phantom_dataset(
+            folder / "nnUNet_raw" / NAME, labeled=LABELED, unlabeled=2, test=1, shape=(16, 24, 24), seed=3
+        )
+        flags = ["-d", "7", "-pl", "nnSSLPlannerCPU", "-c", "3d_fullres", "-np", "1", "-npfp", "1"]
+        assert run("plan_and_preprocess", flags) == 0
+        yield folder
+        torch.set_num_threads(threads)
+
+
+def test_plan_train_predict_evaluate_export(planned, capsys):
+    budget = ["--epochs", "1", "--iterations-per-epoch", "2", "--seed", "0", "-device", "cpu"]
+    assert run("train", ["7", "MeanTeacher", "0", *budget]) == 0
+    validation = planned / "nnUNet_results" / NAME / "MeanTeacher__nnSSLCPUPlans__3d_fullres/fold_0/validation"
+    assert (validation / "summary.json").is_file()
+
+    masks, raw = planned / "masks", planned / "nnUNet_raw" / NAME
+    assert run("predict", ["-i", str(raw / "imagesTs"), "-o", str(masks), "-d", "7", "-device", "cpu"]) == 0
+    assert run("evaluate", ["-gt", str(raw / "labelsTs"), "-pred", str(masks), "-np", "1"]) == 0
+    summary = json.loads((masks / "summary.json").read_text())
+    assert len(summary["metric_per_case"]) == 1
+    assert 0 <= summary["foreground_mean"]["Dice"] <= 1
+
+    assert run("export", ["-d", "7", "-tr", "MeanTeacher", "-o", str(planned / "exported")]) == 0
+    (checkpoint,) = (planned / "exported").rglob("checkpoint_final.pth")
+    exported = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    assert exported["trainer_name"] == "nnUNetTrainer"
+    assert "semi_supervised" not in exported
+
+
+def test_a_labeled_case_more_costs_only_itself(planned, capsys):
+    """A case that is labeled later is the only one that is preprocessed again."""
+    raw = planned / "nnUNet_raw" / NAME
+    case = sorted((raw / "imagesUn").iterdir())[0]
+    name = case.name.removesuffix("_0000.nii.gz")
+    case.rename(raw / "imagesTr" / case.name)
+    label = sorted((raw / "labelsTr").iterdir())[0]
+    (raw / "labelsTr" / f"{name}.nii.gz").write_bytes(label.read_bytes())
+    description = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps(description | {"numTraining": LABELED + 1}))
+    capsys.readouterr()
+    flags = ["-d", "7", "-pl", "nnSSLPlannerCPU", "-c", "3d_fullres", "-np", "1", "-npfp", "1"]
+    assert run("plan_and_preprocess", flags) == 0
+    assert "1 preprocessed, 3 unchanged" in capsys.readouterr().out
+
+
+def test_stock_nnunet_trains_on_the_labeled_cases(planned, monkeypatch):
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    trainer = get_trainer_from_args("7", "3d_fullres", 0, plans_identifier="nnSSLCPUPlans", device=torch.device("cpu"))
+    seen: set[str] = set()
+    real = trainer.train_step
+    monkeypatch.setattr(trainer, "train_step", lambda batch: (seen.update(batch["keys"]), real(batch))[1])
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 4, 1
+    trainer.run_training()
+    split = json.loads((planned / "nnUNet_preprocessed" / NAME / "splits_final.json").read_text())[0]
+    assert seen
+    assert seen <= set(split["train"])
+    assert Path(trainer.output_folder, "checkpoint_final.pth").is_file()
