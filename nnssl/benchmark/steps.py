@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -77,17 +78,20 @@ class Steps:
 def run_command(words: Sequence[str], environment: Mapping[str, str]) -> None:
     """Runs ``nnssl_<words[0]> <other words>`` as a process of its own, after it has printed the command line.
 
-    ``environment`` is added to that of this process. Ctrl-C reaches the command as well; it is given the time to save
-    its state. ``UserError`` if the command fails.
+    ``environment`` is added to that of this process. Ctrl-C and SIGTERM reach the command as well, and it is given the
+    time to save its state. ``UserError`` if the command fails. Only for the main thread.
     """
     line = "nnssl_" + shlex.join(words)
     print(f"$ {line}", flush=True)
     process = subprocess.Popen([sys.executable, "-m", "nnssl", *words], env={**os.environ, **environment})
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         code = process.wait()
     except BaseException:
         process.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code:
         raise UserError(
             "a command failed; its message is above",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nnssl.preprocessing.fingerprint import case_counts
 from nnssl.utils.files import read_json, write_json
 from nnssl.utils.paths import preprocessed_folder
 
+_WORKERS = "nnUNet_n_proc_DA"
 PLANNED_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 
 
@@ -82,6 +84,17 @@ class SemiSupervisedPlanning:
         added or labeled, and may then differ in spacing or normalization from older plans of another planner.
         """
         return f"{self.plans_identifier}_{configuration_name}"
+
+    def static_estimate_VRAM_usage(self, *args: Any, **kwargs: Any) -> int:
+        """nnU-Net's. It gives torch as many threads as ``nnUNet_n_proc_DA``, which is 0 for training without workers."""
+        workers = os.environ.get(_WORKERS)
+        if workers == "0":
+            os.environ[_WORKERS] = "1"
+        try:
+            return super().static_estimate_VRAM_usage(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if workers is not None:
+                os.environ[_WORKERS] = workers
 
     def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """nnU-Net's plan of one configuration with the batch composition added."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 
 import pytest
@@ -64,3 +66,25 @@ def test_an_interrupted_command_gets_the_time_to_save(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_command(["train"], {})
     assert len(waits) == 2
+
+
+def test_sigterm_is_passed_on_and_the_command_awaited(monkeypatch):
+    events = []
+
+    class Running:
+        def __init__(self, *_, **__):
+            pass
+
+        def terminate(self):
+            events.append("terminated")
+
+        def wait(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            events.append("ended")
+            return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(subprocess, "Popen", Running)
+    run_command(["train"], {})
+    assert events == ["terminated", "ended"]
+    assert signal.getsignal(signal.SIGTERM) is before
