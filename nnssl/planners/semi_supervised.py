@@ -86,7 +86,7 @@ class SemiSupervisedPlanning:
         return f"{self.plans_identifier}_{configuration_name}"
 
     def static_estimate_VRAM_usage(self, *args: Any, **kwargs: Any) -> int:
-        """nnU-Net's. It gives torch as many threads as ``nnUNet_n_proc_DA``, which is 0 for training without workers."""
+        """nnU-Net's, which gives torch ``nnUNet_n_proc_DA`` threads; that is 0 for training without workers."""
         workers = os.environ.get(_WORKERS)
         if workers == "0":
             os.environ[_WORKERS] = "1"
