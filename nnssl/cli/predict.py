@@ -40,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         "GPUs is chosen with CUDA_VISIBLE_DEVICES")  # fmt: skip
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format of the network. "
         "Default: fp16 on CUDA, bf16 on CPUs that have it, else fp32")  # fmt: skip
+    add("--memory-format", choices=["auto", "contiguous", "channels_last"], default="auto", help="contiguous gives "
+        "nnU-Net's results to the bit, channels_last to rounding. Default: channels_last on CPUs in fp32, where it is "
+        "faster, else contiguous")  # fmt: skip
     add("--not_on_device", action="store_true", help="collect results in main memory if the GPU's is too small")
     add("--trust_checkpoint", action="store_true", help="let the checkpoint run code while it is read. Only for files "
         "that you trust as you would trust a program")  # fmt: skip
@@ -65,6 +68,7 @@ def main(argv: list[str]) -> int | None:
     options = PredictionOptions(
         device=args.device,
         precision=args.precision,
+        memory_format=args.memory_format,
         step_size=args.step_size,
         mirroring=not args.disable_tta,
         save_probabilities=args.save_probabilities,

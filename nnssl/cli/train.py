@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="seed of weights, patches and augmentation (default: drawn and recorded)")
     add("--deterministic", action="store_true", help="bit-exact repetition on the same machine; slower on CUDA")
     add("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
-    add("--memory-format", default="auto", help="auto, contiguous or channels_last (default: measured on CPUs)")
+    add("--memory-format", default="auto", help="auto, contiguous or channels_last (default: auto, the faster one)")
     add("--c", dest="resume", action="store_true", help="continue a training that was stopped")
     add("--val", action="store_true", help="only run the validation of a finished training")
     add("--val_best", action="store_true", help="validate with checkpoint_best instead of checkpoint_final")

@@ -17,6 +17,8 @@ from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.inference.models import FINAL_CHECKPOINT, TrainedModel, open_model
 from nnssl.inference.network import build_network, load_weights, managers
+from nnssl.networks.memory_format import layout_named, layout_of, set_memory_format
+from nnssl.trainers.engine.memory_format import check_memory_format
 from nnssl.trainers.engine.precision import Precision, choose_precision
 from nnssl.trainers.registry import get_trainer
 
@@ -27,7 +29,7 @@ class Predictor(nnUNetPredictor):
     - Trainers are looked up in nnssl's registry first, without importing all of nnU-Net's.
     - Checkpoints are read without running code that they hold.
     - bf16 on CPUs that compute it in hardware; fp16 on CUDA and fp32 elsewhere, as in nnU-Net.
-    - On the CPU all threads of torch are used; nnU-Net stops at 8.
+    - On the CPU all threads of torch are used (nnU-Net stops at 8), and in fp32 the tensors are channels-last.
     - No mirroring may be written as an empty tuple as well as ``None``.
 
     Args:
@@ -37,6 +39,9 @@ class Predictor(nnUNetPredictor):
         perform_everything_on_device: keep the results on the GPU; without effect on other devices.
         device: where the network runs.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        memory_format: ``contiguous``, ``channels_last``, or ``auto``: channels-last in fp32 on the CPU, where it is
+            faster. Contiguous gives nnU-Net's results to the bit, channels-last to rounding. For networks that are
+            loaded from checkpoints; one that is passed to `manual_initialization` keeps its layout.
         trust_checkpoint: allow checkpoints to run code.
         verbose, verbose_preprocessing: nnU-Net's messages.
         allow_tqdm: progress bar over the windows of a case.
@@ -54,9 +59,12 @@ class Predictor(nnUNetPredictor):
         allow_tqdm: bool = True,
         *,
         precision: str = "auto",
+        memory_format: str = "auto",
         trust_checkpoint: bool = False,
     ):
         self.precision: Precision = choose_precision(device, precision)
+        check_memory_format(memory_format)
+        self.memory_format = _choose_memory_format(memory_format, self.precision)
         self.trust_checkpoint = trust_checkpoint
         self._cpu_threads = torch.get_num_threads()
         if not 0 < tile_step_size <= 1:
@@ -110,6 +118,7 @@ class Predictor(nnUNetPredictor):
         plans_manager, configuration_manager = managers(model.plans, configuration, model.folder)
         dataset_json = model.dataset_json
         network = build_network(get_trainer(trainer_name), plans_manager, configuration_manager, dataset_json)
+        set_memory_format(network, layout_named(self.memory_format, len(configuration_manager.patch_size)))
         for fold_weights, file in zip(reversed(weights), reversed(model.checkpoint_files()), strict=True):
             load_weights(network, fold_weights, trainer_name, file)
         self.manual_initialization(
@@ -147,13 +156,15 @@ class Predictor(nnUNetPredictor):
         threads = torch.get_num_threads()
         if self.device.type == "cpu":
             torch.set_num_threads(self._cpu_threads)
-        hook = self.network.register_forward_hook(_as_float32) if self.precision.name == "bf16" else None
+        hooks = [self.network.register_forward_pre_hook(_in_layout)]
+        if self.precision.name == "bf16":
+            hooks.append(self.network.register_forward_hook(_as_float32))
         try:
             with self.precision.autocast():
                 return super().predict_sliding_window_return_logits(input_image)
         finally:
             torch.set_num_threads(threads)
-            if hook is not None:
+            for hook in hooks:
                 hook.remove()
 
     @torch.inference_mode()
@@ -163,6 +174,16 @@ class Predictor(nnUNetPredictor):
             with torch.autocast("cuda", enabled=False):
                 return super()._internal_maybe_mirror_and_predict(x)
         return super()._internal_maybe_mirror_and_predict(x)
+
+
+def _choose_memory_format(requested: str, precision: Precision) -> str:
+    if requested == "auto":
+        return "channels_last" if (precision.device_type, precision.name) == ("cpu", "fp32") else "contiguous"
+    return requested
+
+
+def _in_layout(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (inputs[0].contiguous(memory_format=layout_of(module)), *inputs[1:])
 
 
 def _as_float32(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:

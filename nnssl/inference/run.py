@@ -29,6 +29,7 @@ class PredictionOptions:
     Attributes:
         device: cpu, cuda or mps; None takes CUDA if there is a device, else the CPU.
         precision: auto, fp32, bf16 or fp16.
+        memory_format: auto, contiguous (nnU-Net's results to the bit) or channels_last (faster on CPUs in fp32).
         step_size: distance of neighboring windows as a fraction of the patch size, in (0, 1].
         mirroring: average over mirrored inputs, on the axes that the training allowed.
         save_probabilities: write the class probabilities (npz) and properties (pkl) beside each mask.
@@ -45,6 +46,7 @@ class PredictionOptions:
 
     device: str | None = None
     precision: str = "auto"
+    memory_format: str = "auto"
     step_size: float = 0.5
     mirroring: bool = True
     save_probabilities: bool = False
@@ -171,6 +173,7 @@ def _load(model: TrainedModel, options: PredictionOptions) -> Predictor:
         verbose_preprocessing=options.verbose,
         allow_tqdm=options.progress,
         precision=options.precision,
+        memory_format=options.memory_format,
         trust_checkpoint=options.trust_checkpoint,
     )
     where = "the CPU" if device.type == "cpu" else device.type

@@ -17,10 +17,11 @@ from nnssl.dataloading.streams import BatchStream
 from nnssl.dataset.splits import Fold, load_fold
 from nnssl.errors import UserError
 from nnssl.networks.ema import EMATeacher
+from nnssl.networks.memory_format import layout_named, set_memory_format
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
 from nnssl.trainers.engine import checkpoint, loop, validation
 from nnssl.trainers.engine.history import History, LossMeter
-from nnssl.trainers.engine.memory_format import check_memory_format, measure_memory_formats, memory_format
+from nnssl.trainers.engine.memory_format import check_memory_format, measure_memory_formats
 from nnssl.trainers.engine.pipelines import TrainingStream, open_streams
 from nnssl.trainers.engine.precision import Precision, choose_precision
 from nnssl.trainers.engine.requirements import check_requirements
@@ -290,21 +291,21 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return rotation, dummy_2d, initial_patch_size, axes
 
     def _choose_memory_format(self) -> None:
-        patch_size = self.configuration_manager.patch_size
+        network, patch_size = unwrap(self.network), self.configuration_manager.patch_size
         name = self.settings.memory_format
         if name == "auto":
-            name = "contiguous"
-            # CUDA kernels of nnU-Net's networks are contiguous; a choice by timing would not be repeatable
-            if self.device.type == "cpu" and not self.settings.deterministic:
+            # CUDA kernels of nnU-Net's networks are contiguous; on CPUs channels-last is faster in fp32 at every width
+            # and patch that was measured (docs/performance.md), in bf16 it depends on them
+            name = "channels_last" if self.device.type == "cpu" else "contiguous"
+            if self.precision.name == "bf16" and self.device.type == "cpu" and not self.settings.deterministic:
                 shape = (self.batch_size + self.num_unlabeled, self.num_input_channels, *patch_size)
-                network = unwrap(self.network)
                 seconds = measure_memory_formats(network, shape, self.device, self.precision)
                 name = min(seconds, key=lambda key: seconds[key])
                 timings = ", ".join(f"{key} {value:.3f} s" for key, value in seconds.items())
                 self.print_to_log_file(f"forward and backward pass by memory format: {timings}; taking {name}")
             self.settings.memory_format = name
-        self.memory_format = memory_format(name, len(patch_size))
-        unwrap(self.network).to(memory_format=self.memory_format)
+        self.memory_format = layout_named(name, len(patch_size))
+        set_memory_format(network, self.memory_format)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         set_deep_supervision(self.network, enabled)

@@ -69,7 +69,7 @@ def test_stock_predicts_with_the_exported_model(tmp_path, monkeypatch, use_train
     use_trainer(nnUNetTrainer)
     model = open_model(write_model(tmp_path, Tiny(dimensions=dimensions), mirroring=mirroring, **MEAN_TEACHER))
     written = export_model(model, tmp_path / "out" / "model")
-    ours = Predictor(device=CPU, precision="fp32", allow_tqdm=False)
+    ours = Predictor(device=CPU, precision="fp32", memory_format="contiguous", allow_tqdm=False)
     ours.initialize_from_model(model)
     assert torch.equal(stock_logits(written, (0, 1), monkeypatch), logits(ours))
 
@@ -85,7 +85,7 @@ def test_a_trained_mean_teacher(tmp_path, monkeypatch):
     write_json(trainer.dataset_json, folder / "dataset.json")
     model = find_model(tiny.base.name)
     assert "MeanTeacher" in str(model)
-    ours = Predictor(device=CPU, precision="fp32", allow_tqdm=False)
+    ours = Predictor(device=CPU, precision="fp32", memory_format="contiguous", allow_tqdm=False)
     ours.initialize_from_model(model)
     deployed = trainer.deployed_network().state_dict()
     assert all(torch.equal(value, deployed[key]) for key, value in ours.network.state_dict().items())

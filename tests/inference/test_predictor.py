@@ -24,7 +24,7 @@ def stock_predictor(monkeypatch):
 
 
 def ours(folder: Path, folds=None, **options) -> Predictor:
-    predictor = Predictor(device=CPU, allow_tqdm=False, precision=options.pop("precision", "fp32"), **options)
+    predictor = Predictor(device=CPU, allow_tqdm=False, **{"precision": "fp32"} | options)
     predictor.initialize_from_trained_model_folder(folder, folds)
     return predictor
 
@@ -47,18 +47,21 @@ def logits(predictor, size=(20, 16, 16), channels=1) -> torch.Tensor:
 def test_equals_stock_to_the_bit(tmp_path, stock_predictor, tiny, size, mirroring):
     folder = write_model(tmp_path, tiny, mirroring=mirroring)
     stock_predictor.initialize_from_trained_model_folder(str(folder), (0,))
-    found = logits(ours(folder), size, tiny.channels)
+    found = logits(ours(folder, memory_format="contiguous"), size, tiny.channels)
     expected = logits(stock_predictor, size, tiny.channels)
     assert found.std() > 0
     assert torch.equal(found, expected)
+    faster = ours(folder)
+    assert faster.memory_format == "channels_last"
+    torch.testing.assert_close(logits(faster, size, tiny.channels), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_folds_are_averaged_as_by_stock(tmp_path, stock_predictor):
     folder = write_model(tmp_path, folds=(0, 1, 2))
     stock_predictor.initialize_from_trained_model_folder(str(folder), (0, 1, 2))
-    together = logits(ours(folder))
+    together = logits(ours(folder, memory_format="contiguous"))
     assert torch.equal(together, logits(stock_predictor))
-    assert not torch.equal(together, logits(ours(folder, 0)))
+    assert not torch.equal(together, logits(ours(folder, 0, memory_format="contiguous")))
 
 
 def test_the_network_holds_the_weights_of_the_first_fold(tmp_path):

@@ -56,7 +56,7 @@ def stock_masks(model: Path, scans: Path, output: Path, monkeypatch, folds=(0,))
 
 
 def test_folder_as_by_stock(model, scans, tmp_path, monkeypatch):
-    report = run(model, scans, output=tmp_path / "out", save_probabilities=True)
+    report = run(model, scans, output=tmp_path / "out", save_probabilities=True, memory_format="contiguous")
     stock_masks(model, scans, tmp_path / "stock", monkeypatch)
     assert report.written == ["a", "b", "c"]
     assert masks(tmp_path / "out") == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]

@@ -11,7 +11,7 @@ import torch
 from nnssl.errors import UserError
 from nnssl.trainers.engine import precision as precision_module
 from nnssl.trainers.engine.history import History, LossMeter, not_finite
-from nnssl.trainers.engine.memory_format import measure_memory_formats, memory_format
+from nnssl.trainers.engine.memory_format import measure_memory_formats
 from nnssl.trainers.engine.precision import Precision, choose_precision
 from nnssl.trainers.engine.state import random_states, restore_random_states, seed_everything
 from nnssl.trainers.engine.stopping import StopRequest
@@ -67,12 +67,6 @@ def test_measuring_memory_formats_changes_nothing():
     assert all(value > 0 for value in seconds.values())
     assert torch.equal(torch.rand(3), expected)
     assert all(p.grad is None and torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
-
-
-def test_names_of_memory_formats():
-    assert memory_format("contiguous", 3) == torch.contiguous_format
-    assert memory_format("channels_last", 2) == torch.channels_last
-    assert memory_format("channels_last", 3) == torch.channels_last_3d
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -14,7 +14,7 @@ class RunSettings:
         seed: of weights, patches and augmentation; drawn and recorded when the training starts if None.
         deterministic: bit-exact repetition (slower on CUDA).
         precision: auto, fp32, bf16 or fp16.
-        memory_format: auto (measured on CPUs), contiguous or channels_last.
+        memory_format: contiguous, channels_last, or auto (channels_last on CPUs, measured there in bf16).
         pretrained_weights: checkpoint whose weights the student starts from.
     """
 
