@@ -1,11 +1,12 @@
 """Cost of a training step: stock nnU-Net and nnssl trainers on the same plan, interleaved in one run.
 
-    python benchmarks/step_time.py -d 4 -p nnSSLCPUPlans -c 3d_fullres --trainers nnUNetTrainer Supervised MeanTeacher
+    python benchmarks/step_time.py -d 4 -p nnSSLCPUPlans -c 3d_fullres
 
-Every trainer gets its own streams and is timed in blocks of steps, in turn, so that drifts of the machine hit all
-alike; medians over the blocks are printed. The floor is the arithmetic that the method cannot avoid: a forward and
-backward pass counts as three forward passes, a pass without gradient as one, on the patches that the method uses, in
-units of the measured forward pass of the same network in the same precision and memory format.
+Without ``--trainers`` stock nnU-Net and all trainers of the registry are timed. Every trainer gets its own streams and
+runs in blocks of steps, in turn, so that drifts of the machine hit all alike; medians over the blocks are printed.
+The floor is the arithmetic of the method's step: its floating-point operations, backward pass included, in units of
+the student's forward pass on the labeled batch, times the measured seconds of that pass in the same precision and
+memory format. A forward and backward pass comes out as 3 forward passes, a pass without gradient as 1.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine.run import prepare_device
 from nnssl.trainers.engine.run_settings import RunSettings
-from nnssl.trainers.registry import get_trainer
+from nnssl.trainers.registry import get_trainer, trainer_names
 from nnssl.utils.files import read_json, write_json
 from nnssl.utils.paths import dataset_name, preprocessed_folder
 
@@ -41,13 +43,14 @@ def main() -> None:
             measured = _time_block(trainer, arguments.steps, device)
             if block > 0:  # the first block warms up: caches, compilation, filled queues
                 blocks[label].append(measured)
-    rows = [_row(label, trainers[label], blocks[label], device) for label in trainers]
+    batches = {label: next(trainer.dataloader_train) for label, trainer in trainers.items()}
+    for trainer in trainers.values():
+        _close_streams(trainer)
+    rows = [_row(label, trainers[label], batches[label], blocks[label], device) for label in trainers]
     _print(rows, device)
     if arguments.o:
         environment = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(device)}
         write_json({"arguments": vars(arguments), "environment": environment, "rows": rows}, arguments.o)
-    # worker processes of stock nnU-Net do not end by themselves
-    os._exit(0)
 
 
 def _start(label: str, arguments: argparse.Namespace, device: torch.device) -> Any:
@@ -76,35 +79,55 @@ def _time_block(trainer: Any, steps: int, device: torch.device) -> dict[str, flo
     return {"step": (time.perf_counter() - start) / steps, "wait": waited / steps}
 
 
-def _row(label: str, trainer: Any, blocks: list[dict[str, float]], device: torch.device) -> dict[str, Any]:
+def _close_streams(trainer: Any) -> None:
+    """Ends the workers, which would disturb the measurement of the forward pass."""
+    for stream in (trainer.dataloader_train, trainer.dataloader_val):
+        if hasattr(stream, "close"):
+            stream.close()
+        elif hasattr(stream, "_finish"):
+            stream._finish()
+
+
+def _row(
+    label: str, trainer: Any, batch: dict[str, Any], blocks: list[dict[str, float]], device: torch.device
+) -> dict[str, Any]:
     step = statistics.median(block["step"] for block in blocks)
-    labeled = trainer.batch_size
     semi = isinstance(trainer, SemiSupervisedTrainer)
-    unlabeled = trainer.num_unlabeled if semi else 0
-    teachers = 1 if unlabeled and trainer._modules else 0
-    student = _forward_seconds(trainer, labeled + unlabeled, device)
-    teacher = _forward_seconds(trainer, unlabeled, device) if teachers else 0.0
+    passes = _passes(trainer, batch, device)
     return {
         "trainer": label,
         "precision": trainer.precision.name if semi else ("fp16" if device.type == "cuda" else "fp32"),
-        "patches": f"{labeled}+{unlabeled}",
+        "patches": f"{trainer.batch_size}+{trainer.num_unlabeled if semi else 0}",
         "step_ms": 1000 * step,
         "fastest_ms": 1000 * min(block["step"] for block in blocks),
         "slowest_ms": 1000 * max(block["step"] for block in blocks),
         "wait_ms": 1000 * statistics.median(block["wait"] for block in blocks),
-        "floor_ms": 1000 * (3 * student + teacher),
+        "passes": passes,
+        "floor_ms": 1000 * passes * _forward_seconds(trainer, device),
     }
 
 
-def _forward_seconds(trainer: Any, patches: int, device: torch.device) -> float:
-    """Median seconds of a forward pass without gradient of the student on ``patches`` patches."""
-    shape = (patches, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
-    images = torch.randn(shape, device=device)
+def _passes(trainer: Any, batch: dict[str, Any], device: torch.device) -> float:
+    """Floating-point operations of a step in units of those of a forward pass on the labeled batch."""
+    with FlopCounterMode(display=False) as step:
+        trainer.train_step(batch)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        unwrap(trainer.network)(_images(trainer, trainer.batch_size).to(device))
+    return step.get_total_flops() / forward.get_total_flops()
+
+
+def _images(trainer: Any, patches: int) -> torch.Tensor:
+    return torch.randn(patches, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
+
+
+def _forward_seconds(trainer: Any, device: torch.device) -> float:
+    """Median seconds of a forward pass of the student on the labeled batch, without gradient."""
+    images = _images(trainer, trainer.batch_size).to(device)
     network = unwrap(trainer.network)
     semi = isinstance(trainer, SemiSupervisedTrainer)
     times = []
     with torch.no_grad():
-        for _ in range(8):
+        for _ in range(12):
             start = time.perf_counter()
             if semi:
                 trainer.heads(network, images)
@@ -120,14 +143,14 @@ def _forward_seconds(trainer: Any, patches: int, device: torch.device) -> float:
 def _print(rows: list[dict[str, Any]], device: torch.device) -> None:
     cores = len(os.sched_getaffinity(0))
     print(f"\n{device}, {cores} cores, torch {torch.__version__}; medians, ms per step; ratio to the first row")
-    print(f"{'trainer':<22}{'precision':<10}{'patches':<9}{'step':>9}{'range':>17}{'wait':>8}{'floor':>9}"
+    print(f"{'trainer':<22}{'precision':<10}{'patches':<9}{'step':>9}{'range':>17}{'wait':>8}{'passes':>8}{'floor':>9}"
           f"{'x floor':>9}{'ratio':>8}")  # fmt: skip
     for row in rows:
         spread = f"{row['fastest_ms']:.1f}-{row['slowest_ms']:.1f}"
+        step, floor = row["step_ms"], row["floor_ms"]
         print(
-            f"{row['trainer']:<22}{row['precision']:<10}{row['patches']:<9}{row['step_ms']:>9.1f}{spread:>17}"
-            f"{row['wait_ms']:>8.1f}{row['floor_ms']:>9.1f}{row['step_ms'] / row['floor_ms']:>9.2f}"
-            f"{row['step_ms'] / rows[0]['step_ms']:>8.2f}"
+            f"{row['trainer']:<22}{row['precision']:<10}{row['patches']:<9}{step:>9.1f}{spread:>17}{row['wait_ms']:>8.1f}"
+            f"{row['passes']:>8.2f}{floor:>9.1f}{step / floor:>9.2f}{step / rows[0]['step_ms']:>8.2f}"
         )
 
 
@@ -139,7 +162,13 @@ def _parser() -> argparse.ArgumentParser:
     add("-c", default="3d_fullres", help="configuration")
     add("-device", choices=("cuda", "cpu"), help="default: cuda if there is one")
     add("--fold", default="all", help="fold (default: all)")
-    add("--trainers", nargs="+", default=["nnUNetTrainer", "Supervised", "MeanTeacher"], help="NAME or NAME:PRECISION")
+    add(
+        "--trainers",
+        nargs="+",
+        metavar="NAME[:PRECISION]",
+        default=["nnUNetTrainer", *trainer_names()],
+        help="default: nnUNetTrainer and all of the registry",
+    )
     add("--steps", type=int, default=20, help="steps per block")
     add("--blocks", type=int, default=7, help="blocks per trainer, after one to warm up")
     add("-o", type=Path, help="JSON file for the figures")

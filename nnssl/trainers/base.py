@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -34,10 +35,11 @@ from nnssl.trainers.engine.step import Step
 class SemiSupervisedTrainer(nnUNetTrainer):
     """Base of all trainers. A method overrides the fewest hooks that it can:
 
-    - `build_modules`: teachers and other modules beside the student;
+    - `build_modules`, `build_optimizers`: teachers and other modules beside the student, and who trains them;
     - `prepare_step`: changes to the patches before the forward pass (mixing);
     - `supervised_loss`, `unsupervised_loss`: named terms, weights included;
-    - `backward_and_update`: only methods that manipulate gradients;
+    - `pretrain_losses`, `start_main_phase`: what happens before the main phase, and when it begins;
+    - `optimize`: only methods whose step is not one loss and one update;
     - `after_step`: EMA updates;
     - `deployed_network`: the network that is saved for prediction (default: the student).
 
@@ -55,6 +57,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     supports_ignore_label: ClassVar[bool] = True
     supports_cascade: ClassVar[bool] = False
     trained_networks: ClassVar[int] = 1
+    restarts_schedule: ClassVar[bool] = False
+    """Whether the learning rate starts again with the main phase."""
     memory_factor: ClassVar[float] = 1.0
     """Memory of a step relative to Supervised with as many labeled patches and the planned unlabeled ones."""
 
@@ -79,6 +83,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     which classes need that look alike and are told apart by their place."""
     unlabeled_batch_size: int | None = None
     """Unlabeled patches per step; None takes the number of the plan."""
+    pretrain_share: float = 0.0
+    """Share of the steps, 0 to below 1, that come before the method's main phase and train on labeled patches only."""
 
     def __init__(
         self,
@@ -99,6 +105,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.meter = LossMeter()
         self.history = History()
         self._modules: dict[str, nn.Module] = {}
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._split: Fold | None = None
 
     def configure(self, overrides: dict[str, Any] | None = None, settings: RunSettings | None = None) -> None:
@@ -136,17 +143,36 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return planned.get("unlabeled_batch_size", self.configuration_manager.batch_size)
 
     @property
+    def pretrain_steps(self) -> int:
+        """Steps before the main phase; both phases have at least one if there are two."""
+        total = self.num_epochs * self.num_iterations_per_epoch
+        return min(max(1, round(self.pretrain_share * total)), total - 1) if self.pretrain_share > 0 else 0
+
+    @property
+    def pretraining(self) -> bool:
+        """Whether the next step comes before the main phase."""
+        return self.iteration < self.pretrain_steps
+
+    @property
     def progress(self) -> float:
-        """Share of the training steps that are done, 0 to 1."""
-        return self.iteration / (self.num_epochs * self.num_iterations_per_epoch)
+        """Share of the steps of the main phase that are done, 0 to 1; 0 before it."""
+        steps = self.num_epochs * self.num_iterations_per_epoch - self.pretrain_steps
+        return max(0, self.iteration - self.pretrain_steps) / steps
 
     # ------------------------------------------------------------------ hooks of the methods
 
     def build_modules(self) -> dict[str, nn.Module]:
         """Modules beside the student, by name. They become attributes, are moved to the device and saved.
 
-        Parameters that require gradients are trained by the optimizer of the student. The student is built and holds
-        its initial weights: ``unwrap(self.network)``.
+        Parameters that require gradients are trained by the optimizer of the student, unless `build_optimizers` takes
+        them. The student is built and holds its initial weights: ``unwrap(self.network)``.
+        """
+        return {}
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Optimizers beside that of the student, by name, for parameters of modules. They are saved.
+
+        Their learning rates follow that of the student in proportion, except in groups with ``"scheduled": False``.
         """
         return {}
 
@@ -155,13 +181,23 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def supervised_loss(self, step: Step) -> torch.Tensor:
         """nnU-Net's loss (Dice and cross entropy, deep supervision) on the labeled patches."""
-        if self.enable_deep_supervision:
-            return self.loss(step.labeled_heads, step.target)
-        return self.loss(step.labeled_logits, step.target[0])
+        return self.segmentation_loss(step.labeled_heads, step.target)
 
     def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
         """Named terms that are added to the supervised loss, each with its weight."""
         return {}
+
+    def pretrain_losses(self, step: Step) -> dict[str, torch.Tensor]:
+        """Named terms of a step before the main phase; by default the supervised loss, without unlabeled patches."""
+        step.unlabeled = step.unlabeled[:0]
+        self.forward(step)
+        return {"supervised": self.supervised_loss(step)}
+
+    def start_main_phase(self) -> None:
+        """Called once before the first step of the main phase if others came before; teachers copy the student."""
+        for module in self._modules.values():
+            if isinstance(module, EMATeacher):
+                module.update(unwrap(self.network), 0.0)
 
     def after_step(self, step: Step) -> None:
         """Called after each optimizer step."""
@@ -181,6 +217,32 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         with self.precision.autocast():
             output = network(images.contiguous(memory_format=self.memory_format))
         return [head.float() for head in (output if isinstance(output, (list, tuple)) else [output])]
+
+    def segmentation_loss(self, heads: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
+        """nnU-Net's loss of logits against a reference, both one tensor per head, full resolution first."""
+        return self.loss(heads, target) if self.enable_deep_supervision else self.loss(heads[0], target[0])
+
+    def new_network(self) -> nn.Module:
+        """Another network of the plan with weights of its own, on the device and in this run's memory format."""
+        network = self.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            self.enable_deep_supervision,
+        ).to(self.device)
+        set_memory_format(network, self.memory_format)
+        if self._do_i_compile():
+            network.compile()
+        return network
+
+    def new_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """An optimizer with the settings of this run for ``parameters``."""
+        if self.optimizer_name == "AdamW":
+            return torch.optim.AdamW(parameters, self.initial_lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            parameters, self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay
+        )
 
     def new_teacher(self) -> EMATeacher:
         """Copy of the student that follows it by averaging and predicts at full resolution only."""
@@ -202,16 +264,28 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         Returns:
             Every named loss and their sum as ``loss``, detached and still on the device.
         """
+        if self.iteration == self.pretrain_steps > 0:
+            self.start_main_phase()
+            self.update_learning_rates()
         step = self.make_step(batch)
         self.prepare_step(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.forward(step)
-        losses = {"supervised": self.supervised_loss(step), **self.unsupervised_loss(step)}
-        total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else losses["supervised"]
-        self.backward_and_update(total)
+        losses = self.optimize(step)
         self.iteration += 1
         self.after_step(step)
-        return {name: loss.detach() for name, loss in (("loss", total), *losses.items())}
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def optimize(self, step: Step) -> dict[str, torch.Tensor]:
+        """Losses, backward pass and update of one step; returns the named losses and their sum as ``loss``."""
+        for optimizer in (self.optimizer, *self._optimizers.values()):
+            optimizer.zero_grad(set_to_none=True)
+        if self.pretraining:
+            losses = self.pretrain_losses(step)
+        else:
+            self.forward(step)
+            losses = {"supervised": self.supervised_loss(step), **self.unsupervised_loss(step)}
+        total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
+        self.backward_and_update(total)
+        return {"loss": total, **losses}
 
     def make_step(self, batch: dict[str, Any]) -> Step:
         """Moves a batch to the device."""
@@ -234,19 +308,21 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         images = torch.cat([step.labeled, step.unlabeled]) if len(step.unlabeled) else step.labeled
         step.heads = self.heads(self.network, images)
 
-    def backward_and_update(self, loss: torch.Tensor) -> None:
-        """Backward pass, gradient clipping and optimizer step."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self.grad_scaler is None:
-            loss.backward()
+    def backward_and_update(self, loss: torch.Tensor, *optimizers: torch.optim.Optimizer) -> None:
+        """Backward pass, then clipping and a step for each of ``optimizers`` (default: the student's)."""
+        scaler = self.grad_scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        for optimizer in optimizers or (self.optimizer,):
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.gradient_clipping)
-            self.optimizer.step()
-            return
-        self.grad_scaler.scale(loss).backward()
-        self.grad_scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(parameters, self.gradient_clipping)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
 
     # ------------------------------------------------------------------ set-up
 
@@ -269,15 +345,31 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self._modules = {name: module.to(self.device) for name, module in self.build_modules().items()}
         for name, module in self._modules.items():
             setattr(self, name, module)
-            trained = [p for p in module.parameters() if p.requires_grad]
+        self._optimizers = self.build_optimizers()
+        groups = [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
+        for group in groups:
+            group["initial_lr"] = group["lr"]
+        taken = {id(p) for group in groups for p in group["params"]}
+        for module in self._modules.values():
+            trained = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
             if trained:
                 self.optimizer.add_param_group({"params": trained})
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        if self.optimizer_name == "SGD":
-            return super().configure_optimizers()
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        optimizer = self.new_optimizer(self.network.parameters())
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def update_learning_rates(self) -> None:
+        """Sets the learning rates for the place where the training stands; called when an epoch or phase begins."""
+        position: float = self.current_epoch
+        if self.restarts_schedule and self.pretrain_steps:
+            done = self.iteration / self.pretrain_steps if self.pretraining else self.progress
+            position = done * self.num_epochs
+        self.lr_scheduler.step(position)
+        factor = self.optimizer.param_groups[0]["lr"] / self.initial_lr
+        for group in (group for optimizer in self._optimizers.values() for group in optimizer.param_groups):
+            if group.get("scheduled", True):
+                group["lr"] = group["initial_lr"] * factor
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
         """nnU-Net's geometry of augmentation, with `mirror_axes` where they are set."""

@@ -43,6 +43,7 @@ def save(trainer: SemiSupervisedTrainer, filename: str | os.PathLike[str], *, re
         side |= {
             "student": None if deployed is student else student.state_dict(),
             "modules": {name: module.state_dict() for name, module in trainer._modules.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer._optimizers.items()},
             "random_states": random_states(),
             "losses": trainer.meter.state(),
             "history": trainer.history.rows,
@@ -99,6 +100,8 @@ def load(trainer: SemiSupervisedTrainer, source: str | os.PathLike[str] | dict[s
     for module_name, state in side["modules"].items():
         trainer._modules[module_name].load_state_dict(state)
     trainer.optimizer.load_state_dict(content["optimizer_state"])
+    for optimizer_name, state in side["optimizers"].items():
+        trainer._optimizers[optimizer_name].load_state_dict(state)
     if trainer.grad_scaler is not None and content["grad_scaler_state"] is not None:
         trainer.grad_scaler.load_state_dict(content["grad_scaler_state"])
     trainer.meter.restore({key: values.to(trainer.device) for key, values in side["losses"].items()})

@@ -93,7 +93,7 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
 
 def _open_epoch(trainer: SemiSupervisedTrainer) -> None:
     trainer.network.train()
-    trainer.lr_scheduler.step(trainer.current_epoch)
+    trainer.update_learning_rates()
     trainer.logger.log("epoch_start_timestamps", time.time(), trainer.current_epoch)
     trainer.logger.log("lrs", trainer.optimizer.param_groups[0]["lr"], trainer.current_epoch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -16,9 +17,10 @@ class Step:
         target: reference ``(B_l, 1, *S)`` (or one channel per region), one tensor per head, full resolution first.
         unlabeled: weakly augmented images ``(B_u, C, *P)``; B_u is 0 if the method uses no unlabeled cases.
         iteration: steps done before this one.
-        progress: share of the training that is done, 0 to 1.
+        progress: share of the main phase that is done, 0 to 1.
         heads: logits of the student for ``[labeled; unlabeled]`` in float32, ``(B_l + B_u, K, *S)`` per head,
             full resolution first; filled by the forward pass.
+        extra: what a method hands from one hook to the next, such as masks of mixed patches.
     """
 
     labeled: torch.Tensor
@@ -27,6 +29,7 @@ class Step:
     iteration: int
     progress: float
     heads: list[torch.Tensor] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def labeled_heads(self) -> list[torch.Tensor]:
