@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from nnssl.dataloading.cases import unlabeled_folder, unlabeled_identifiers
 from nnssl.dataloading.streams import BatchStream
-from nnssl.dataset.splits import Fold, load_fold
-from nnssl.errors import UserError
+from nnssl.dataset.splits import Fold
 from nnssl.networks.ema import EMATeacher
-from nnssl.networks.memory_format import layout_named, set_memory_format
+from nnssl.networks.memory_format import set_memory_format
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
 from nnssl.trainers.engine import checkpoint, loop, validation
 from nnssl.trainers.engine.history import History, LossMeter
-from nnssl.trainers.engine.memory_format import check_memory_format, measure_memory_formats
-from nnssl.trainers.engine.pipelines import TrainingStream, open_streams
+from nnssl.trainers.engine.memory_format import check_memory_format, choose_memory_format
+from nnssl.trainers.engine.pipelines import TrainingStream, open_streams, split_of
 from nnssl.trainers.engine.precision import Precision, choose_precision
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run_settings import RunSettings
+from nnssl.trainers.engine.schedule import update_learning_rates
 from nnssl.trainers.engine.settings import check_overrides, hyperparameters
 from nnssl.trainers.engine.state import make_deterministic, seed_everything
 from nnssl.trainers.engine.step import Step
@@ -266,7 +263,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """
         if self.iteration == self.pretrain_steps > 0:
             self.start_main_phase()
-            self.update_learning_rates()
+            update_learning_rates(self)
         step = self.make_step(batch)
         self.prepare_step(step)
         losses = self.optimize(step)
@@ -317,10 +314,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
                 scaler.unscale_(optimizer)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.gradient_clipping)
-            if scaler is None:
-                optimizer.step()
-            else:
-                scaler.step(optimizer)
+            optimizer.step() if scaler is None else scaler.step(optimizer)
         if scaler is not None:
             scaler.update()
 
@@ -341,7 +335,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.grad_scaler = self.precision.grad_scaler()
         if self.settings.pretrained_weights is not None:
             checkpoint.load_pretrained(unwrap(self.network), self.settings.pretrained_weights)
-        self._choose_memory_format()
+        choose_memory_format(self)
         self._modules = {name: module.to(self.device) for name, module in self.build_modules().items()}
         for name, module in self._modules.items():
             setattr(self, name, module)
@@ -359,18 +353,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         optimizer = self.new_optimizer(self.network.parameters())
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
-    def update_learning_rates(self) -> None:
-        """Sets the learning rates for the place where the training stands; called when an epoch or phase begins."""
-        position: float = self.current_epoch
-        if self.restarts_schedule and self.pretrain_steps:
-            done = self.iteration / self.pretrain_steps if self.pretraining else self.progress
-            position = done * self.num_epochs
-        self.lr_scheduler.step(position)
-        factor = self.optimizer.param_groups[0]["lr"] / self.initial_lr
-        for group in (group for optimizer in self._optimizers.values() for group in optimizer.param_groups):
-            if group.get("scheduled", True):
-                group["lr"] = group["initial_lr"] * factor
-
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
         """nnU-Net's geometry of augmentation, with `mirror_axes` where they are set."""
         rotation, dummy_2d, initial_patch_size, axes = (
@@ -381,23 +363,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             # nnU-Net's predictor takes None for 'no mirroring' and fails on an empty tuple
             self.inference_allowed_mirroring_axes = axes or None
         return rotation, dummy_2d, initial_patch_size, axes
-
-    def _choose_memory_format(self) -> None:
-        network, patch_size = unwrap(self.network), self.configuration_manager.patch_size
-        name = self.settings.memory_format
-        if name == "auto":
-            # CUDA kernels of nnU-Net's networks are contiguous; on CPUs channels-last is faster in fp32 at every width
-            # and patch that was measured (docs/performance.md), in bf16 it depends on them
-            name = "channels_last" if self.device.type == "cpu" else "contiguous"
-            if self.precision.name == "bf16" and self.device.type == "cpu" and not self.settings.deterministic:
-                shape = (self.batch_size + self.num_unlabeled, self.num_input_channels, *patch_size)
-                seconds = measure_memory_formats(network, shape, self.device, self.precision)
-                name = min(seconds, key=lambda key: seconds[key])
-                timings = ", ".join(f"{key} {value:.3f} s" for key, value in seconds.items())
-                self.print_to_log_file(f"forward and backward pass by memory format: {timings}; taking {name}")
-            self.settings.memory_format = name
-        self.memory_format = layout_named(name, len(patch_size))
-        set_memory_format(network, self.memory_format)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         set_deep_supervision(self.network, enabled)
@@ -414,19 +379,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def split(self) -> Fold:
         """Training, validation and unlabeled cases of this fold."""
         if self._split is None:
-            folder = self.preprocessed_dataset_folder
-            if folder is None or not Path(folder).is_dir():
-                raise UserError(
-                    f"configuration {self.configuration_name} is not preprocessed",
-                    where=folder,
-                    fix=f"nnssl_plan_and_preprocess -d {self.plans_manager.dataset_name} -c {self.configuration_name}",
-                )
-            from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-
-            labeled = infer_dataset_class(folder).get_identifiers(folder)
-            unlabeled = unlabeled_identifiers(unlabeled_folder(folder))
-            splits_file = Path(nnUNet_preprocessed, self.plans_manager.dataset_name, "splits_final.json")
-            self._split = load_fold(splits_file, self.fold, sorted(labeled), unlabeled)
+            self._split = split_of(self)
         return self._split
 
     def do_split(self) -> tuple[list[str], list[str]]:

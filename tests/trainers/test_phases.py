@@ -12,6 +12,7 @@ from nnssl.errors import UserError
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers import registry
 from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine.schedule import update_learning_rates
 from tests.support.tiny import Tiny
 
 
@@ -114,7 +115,7 @@ def test_learning_rates_follow_the_students_and_start_again_with_the_main_phase(
     rates = []
     for trainer.iteration in (0, 2, 4, 6):
         trainer.current_epoch = trainer.iteration // 2
-        trainer.update_learning_rates()
+        update_learning_rates(trainer)
         optimizers = (trainer.optimizer, *trainer._optimizers.values())
         rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
     half = 0.01 * 0.5**0.9

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from nnssl.errors import UserError
 from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.history import not_finite
+from nnssl.trainers.engine.schedule import update_learning_rates
 from nnssl.trainers.engine.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
 
 def _open_epoch(trainer: SemiSupervisedTrainer) -> None:
     trainer.network.train()
-    trainer.update_learning_rates()
+    update_learning_rates(trainer)
     trainer.logger.log("epoch_start_timestamps", time.time(), trainer.current_epoch)
     trainer.logger.log("lrs", trainer.optimizer.param_groups[0]["lr"], trainer.current_epoch)
 

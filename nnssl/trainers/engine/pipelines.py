@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnssl.dataloading.cases import NamedErrors, UnlabeledCases, unlabeled_folder
+from nnssl.dataloading.cases import NamedErrors, UnlabeledCases, unlabeled_folder, unlabeled_identifiers
 from nnssl.dataloading.streams import BatchStream, SeededBatches
 from nnssl.dataloading.unlabeled import UnlabeledLoader
+from nnssl.dataset.splits import Fold, load_fold
+from nnssl.errors import UserError
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
@@ -128,3 +132,20 @@ def _fix_algorithms(transforms: Any) -> None:
     for child in [*children, getattr(transforms, "transform", None)]:
         if child is not None:
             _fix_algorithms(child)
+
+
+def split_of(trainer: SemiSupervisedTrainer) -> Fold:
+    """Cases of the trainer's fold; ``UserError`` if its configuration is not preprocessed."""
+    folder = trainer.preprocessed_dataset_folder
+    if folder is None or not Path(folder).is_dir():
+        raise UserError(
+            f"configuration {trainer.configuration_name} is not preprocessed",
+            where=folder,
+            fix=f"nnssl_plan_and_preprocess -d {trainer.plans_manager.dataset_name} -c {trainer.configuration_name}",
+        )
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    labeled = infer_dataset_class(folder).get_identifiers(folder)
+    unlabeled = unlabeled_identifiers(unlabeled_folder(folder))
+    splits_file = Path(nnUNet_preprocessed, trainer.plans_manager.dataset_name, "splits_final.json")
+    return load_fold(splits_file, trainer.fold, sorted(labeled), unlabeled)
