@@ -75,8 +75,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     oversample_foreground_percent: float = 0.33
     enable_deep_supervision: bool = True
     mirror_axes: tuple[int, ...] | None = None
-    """Axes that augmentation and prediction mirror; None takes nnU-Net's choice (all), () switches mirroring off,
-    which classes need that look alike and are told apart by their place."""
+    """Axes that augmentation and prediction mirror; None takes the decision of the plan (nnU-Net's choice, all, if it
+    holds none), () switches mirroring off, which classes need that look alike and are told apart by their place."""
     unlabeled_batch_size: int | None = None
     """Unlabeled patches per step; None takes the number of the plan."""
 
@@ -254,6 +254,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Builds network, optimizer, loss and the modules of the method, seeded and on the device."""
         if self.settings.seed is None:
             self.settings.seed = int.from_bytes(os.urandom(4), "little")
+        planned_axes = self.configuration_manager.configuration.get("semi_supervised", {}).get("mirror_axes")
+        if self.mirror_axes is None and planned_axes is not None:
+            # kept like a hyper-parameter, so that a continued training mirrors alike if it is planned anew meanwhile
+            self.mirror_axes = tuple(planned_axes)
         if self.settings.deterministic:
             make_deterministic()
         elif self.device.type == "cuda":
