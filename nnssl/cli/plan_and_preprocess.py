@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int | None:
                 preprocessor_name=args.preprocessor_name,
                 overwrite_target_spacing=args.overwrite_target_spacing,
                 overwrite_plans_name=args.overwrite_plans_name,
+                mirror_axes=args.mirror_axes,
                 verbose=args.verbose,
                 tell=lambda sentence: print(sentence, flush=True),
             )
@@ -51,6 +52,8 @@ def main(argv: list[str]) -> int | None:
 
 def summary(preparation: Preparation) -> str:
     """What was planned and done, and the command to type next."""
+    from nnssl.planners.mirroring import describe
+
     plans = preparation.plans
     memory = plans.get("semi_supervised", {}).get("gpu_memory_target_in_gb")
     lines = [
@@ -59,6 +62,7 @@ def summary(preparation: Preparation) -> str:
         f"Plans: {plans['plans_name']}, {plans['experiment_planner_used']}"
         + (f", {memory:g} GB for a semi-supervised step" if memory else ""),
         *_configuration_table(preparation),
+        *describe(plans),
         *(f"Note: {note}" for note in preparation.notes),
         f"Next: {_next_command(preparation)}",
     ]
@@ -150,6 +154,15 @@ def _positive(text: str) -> int:
     return number
 
 
+def _mirror_axes(text: str) -> Any:
+    if text in ("auto", "all", "none"):
+        return text
+    axes = text.split(",")
+    if not all(axis.isdecimal() for axis in axes):
+        raise argparse.ArgumentTypeError(f"{text} is not auto, all, none or a list of axes such as 0,1")
+    return tuple(map(int, axes))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_plan_and_preprocess",
@@ -218,6 +231,15 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         metavar="NAME",
         help="name of the plans, to be given to the other commands with -p; recommended with the four flags above",
+    )
+    add(
+        "--mirror-axes",
+        type=_mirror_axes,
+        default="auto",
+        metavar="AXES",
+        help="axes that training and prediction mirror: auto (default; all but those along which classes that look "
+        "alike keep their order in the labeled cases), all, none, or axes such as 0,1 of the 3D patch (of the 2D patch "
+        "for 2D images)",
     )
     add("--verbose", action="store_true", help="show what nnU-Net prints while planning and preprocessing")
     add(

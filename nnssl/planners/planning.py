@@ -14,7 +14,14 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnssl.errors import UserError
-from nnssl.planners.semi_supervised import nnSSLPlanner, nnSSLPlannerCPU, nnSSLPlannerResEncL, nnSSLPlannerResEncM
+from nnssl.planners.mirroring import MirrorChoice
+from nnssl.planners.semi_supervised import (
+    SemiSupervisedPlanning,
+    nnSSLPlanner,
+    nnSSLPlannerCPU,
+    nnSSLPlannerResEncL,
+    nnSSLPlannerResEncM,
+)
 from nnssl.utils.files import read_json
 from nnssl.utils.paths import preprocessed_folder
 
@@ -46,6 +53,7 @@ def make_plans(
     preprocessor_name: str = "DefaultPreprocessor",
     overwrite_target_spacing: list[float] | None = None,
     overwrite_plans_name: str | None = None,
+    mirror_axes: MirrorChoice = "auto",
     verbose: bool = False,
 ) -> dict[str, Any]:
     """Plans a data set whose fingerprint exists; returns the content of the plans file that was written.
@@ -58,6 +66,7 @@ def make_plans(
         preprocessor_name: a preprocessor class of nnU-Net.
         overwrite_target_spacing: spacing of 3d_fullres in mm, three numbers in the axis order of the images.
         overwrite_plans_name: name of the plans file, None for the planner's own.
+        mirror_axes: axes that training and prediction mirror, ``auto`` by the labeled cases; nnssl's planners only.
         verbose: show what nnU-Net prints while planning.
 
     Raises:
@@ -69,6 +78,12 @@ def make_plans(
         options["plans_name"] = overwrite_plans_name
     if gpu_memory_target_in_gb is not None:
         options["gpu_memory_target_in_gb"] = gpu_memory_target_in_gb
+    if mirror_axes != "auto":
+        if not issubclass(planner, SemiSupervisedPlanning):
+            raise UserError(
+                f"plans of {planner.__name__} hold no axes to mirror", fix=f"plan with one of {', '.join(PLANNERS)}"
+            )
+        options["mirror_axes"] = mirror_axes
     with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
         instance = planner(
             dataset_name,

@@ -15,7 +15,8 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from nnssl.planners.memory import step_memory_factor
-from nnssl.preprocessing.fingerprint import case_counts
+from nnssl.planners.mirroring import MirrorChoice, decide
+from nnssl.preprocessing.fingerprint import case_counts, class_evidence
 from nnssl.utils.files import read_json, write_json
 from nnssl.utils.paths import preprocessed_folder
 
@@ -40,6 +41,8 @@ class SemiSupervisedPlanning:
         plans_name: None for the default of the class.
         overwrite_target_spacing: spacing of 3d_fullres, three numbers in the axis order of the images.
         suppress_transpose: whether the axes keep their order.
+        mirror_axes: axes that training and prediction mirror: ``auto`` by the labeled cases, ``all``, ``none``, or
+            axes of the 3D patch (of the 2D patch for 2D images); see `nnssl.planners.mirroring`.
     """
 
     default_memory_target_in_gb: float
@@ -59,6 +62,7 @@ class SemiSupervisedPlanning:
         plans_name: str | None = None,
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
+        mirror_axes: MirrorChoice = "auto",
     ):
         self.step_memory_target_gb = float(gpu_memory_target_in_gb or self.default_memory_target_in_gb)
         self.memory_factor = step_memory_factor(self.unlabeled_per_labeled)
@@ -73,6 +77,7 @@ class SemiSupervisedPlanning:
                 overwrite_target_spacing,
                 suppress_transpose,
             )
+        self.mirror_choice = mirror_axes
         self.num_labeled, self.num_unlabeled = case_counts(self.dataset_fingerprint)
         # nnU-Net reads the number of training cases from here wherever it needs the voxels of the whole data set
         self.dataset_json: dict[str, Any] = {**self.dataset_json, "numTraining": self.num_labeled + self.num_unlabeled}
@@ -118,10 +123,23 @@ class SemiSupervisedPlanning:
             "num_labeled": self.num_labeled,
             "num_unlabeled": self.num_unlabeled,
         }
+        self._add_mirror_axes(plans)
         recursive_fix_for_json_export(plans)
         file = preprocessed_folder() / self.dataset_name / f"{self.plans_identifier}.json"
         plans["configurations"].update(_added_configurations(file))
         write_json(plans, file)
+
+    def _add_mirror_axes(self, plans: dict[str, Any]) -> None:
+        planned = [plan for plan in plans["configurations"].values() if "patch_size" in plan]
+        decision = decide(
+            self.mirror_choice,
+            class_evidence(self.dataset_fingerprint),
+            plans["transpose_forward"],
+            self.dataset_json["labels"],
+            patch_dimensions=max(len(plan["patch_size"]) for plan in planned),
+        )
+        for plan in planned:
+            plan["semi_supervised"].update(decision.entries(len(plan["patch_size"])))
 
 
 def _added_configurations(plans_file: Path) -> dict[str, Any]:

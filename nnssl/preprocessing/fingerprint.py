@@ -1,4 +1,4 @@
-"""The data set fingerprint: geometry of all cases, foreground intensities of the labeled ones."""
+"""The data set fingerprint: geometry of all cases, foreground intensities and places of classes of the labeled ones."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
+from nnssl.dataset.groups import group_cases, load_groups
 from nnssl.dataset.parallel import map_cases
-from nnssl.dataset.raw import RawDataset
+from nnssl.dataset.raw import RawDataset, declared_values
 from nnssl.errors import UserError
+from nnssl.preprocessing.class_pairs import Pair, PairInCase, combine, pairs_in_case
 from nnssl.preprocessing.content import ContentKeys
 from nnssl.utils.files import read_json, write_json
 from nnssl.utils.paths import preprocessed_folder
 
 FINGERPRINT_FILE = "dataset_fingerprint.json"
-FORMAT = 1
+INTENSITIES = "foreground_intensity_properties_per_channel"
+CLASS_PAIRS = "class_pairs"
+FORMAT = 2
 
 # nnU-Net draws 1e8 voxels in all. With a handful of labeled cases that is far more than they have, and gigabytes;
 # with 1e6 voxels per case the percentiles stand still in the fourth digit.
@@ -34,12 +38,20 @@ class Geometry:
     relative_size_after_cropping: float
 
 
+@dataclass(frozen=True)
+class _Analysis:
+    geometry: Geometry
+    intensities: list[np.ndarray]
+    pairs: dict[Pair, PairInCase]
+
+
 def make_fingerprint(raw: RawDataset, keys: ContentKeys, *, num_processes: int, clean: bool = False) -> dict[str, Any]:
     """Returns the fingerprint and writes it to ``dataset_fingerprint.json`` in the preprocessed folder.
 
     Spacings, shapes and relative sizes come from all cases, intensities from the foreground of labeled cases. The
-    file has nnU-Net's keys plus ``provenance``, by which a later run knows what is still true: only new or changed
-    cases are analyzed, and intensities again only if the labeled cases changed.
+    file has nnU-Net's keys plus ``class_pairs`` (`class_evidence`) and ``provenance``, by which a later run knows what
+    is still true: only new or changed cases are analyzed, labeled ones again only if any of them, the classes or the
+    groups changed.
 
     Args:
         raw: the data set.
@@ -54,7 +66,13 @@ def make_fingerprint(raw: RawDataset, keys: ContentKeys, *, num_processes: int, 
     reader = raw.reader_writer_class()
     previous = None if clean or not file.is_file() else _reusable(read_json(file, fix="delete the file"), reader)
     provenance = previous["provenance"] if previous else {"labeled": {}, "unlabeled": {}}
-    same_labels = {case: keys.of(case) for case in raw.labeled} == _contents(provenance["labeled"])
+    classes = class_values(raw.dataset_json["labels"])
+    groups = {case: group for case, group in (load_groups(raw) or {}).items() if case in raw.labeled}
+    same_labels = (
+        {case: keys.of(case) for case in raw.labeled} == _contents(provenance["labeled"])
+        and provenance.get("classes") == classes
+        and provenance.get("groups") == groups
+    )
     if (
         previous
         and same_labels
@@ -68,26 +86,33 @@ def make_fingerprint(raw: RawDataset, keys: ContentKeys, *, num_processes: int, 
     per_case = min(SAMPLED_VOXELS // max(len(raw.labeled), 1), SAMPLED_VOXELS_PER_CASE)
     jobs: dict[str, tuple[Any, ...]] = {}
     if not same_labels:
-        jobs |= {case: (files.images, files.label, reader, per_case) for case, files in raw.labeled.items()}
+        jobs |= {case: (files.images, files.label, classes, reader, per_case) for case, files in raw.labeled.items()}
     jobs |= {
-        case: (images, None, reader, per_case)
+        case: (images, None, classes, reader, per_case)
         for case, images in raw.unlabeled.items()
         if keys.images[case] not in known
     }
     analyzed = map_cases(_analyze, jobs, num_processes=num_processes, description="Fingerprint")
-    known |= {keys.images[case]: geometry for case, (geometry, _) in analyzed.items()}
+    known |= {keys.images[case]: analysis.geometry for case, analysis in analyzed.items()}
 
     fingerprint = _assemble({case: known[keys.images[case]] for case in (*raw.labeled, *raw.unlabeled)})
-    fingerprint["foreground_intensity_properties_per_channel"] = (
-        previous["foreground_intensity_properties_per_channel"]
-        if previous and same_labels
-        else _intensity_properties([analyzed[case][1] for case in raw.labeled], raw)
-    )
+    if previous and same_labels:
+        fingerprint |= {name: previous[name] for name in (INTENSITIES, CLASS_PAIRS)}
+    else:
+        fingerprint[INTENSITIES] = _intensity_properties([analyzed[case].intensities for case in raw.labeled], raw)
+        units = [[analyzed[case].pairs for case in unit] for unit in group_cases(raw.labeled, groups)]
+        fingerprint[CLASS_PAIRS] = {
+            "labels": classes,
+            "votes_of": "groups of labeled cases" if groups else "labeled cases",
+            "pairs": combine(units),
+        }
     fingerprint["provenance"] = {
         "format": FORMAT,
         "image_reader_writer": reader.__name__,
         "num_labeled": len(raw.labeled),
         "num_unlabeled": len(raw.unlabeled),
+        "classes": classes,
+        "groups": groups,
         "labeled": {case: keys.of(case) | asdict(known[keys.images[case]]) for case in raw.labeled},
         "unlabeled": {case: keys.of(case) | asdict(known[keys.images[case]]) for case in raw.unlabeled},
     }
@@ -104,6 +129,25 @@ def case_counts(fingerprint: dict[str, Any]) -> tuple[int, int]:
             fix="run nnssl_plan_and_preprocess, which makes it again",
         )
     return provenance["num_labeled"], provenance["num_unlabeled"]
+
+
+def class_evidence(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """How alike the classes look and how they lie; ``UserError`` if the fingerprint does not tell.
+
+    ``labels`` (values of the classes), ``votes_of`` (what votes, in words), ``pairs`` (as from
+    `nnssl.preprocessing.class_pairs.combine`, axes in the order of the reader).
+    """
+    if CLASS_PAIRS not in fingerprint:
+        raise UserError(
+            f"{FINGERPRINT_FILE} does not tell how the classes lie",
+            fix="run nnssl_plan_and_preprocess, which makes it again",
+        )
+    return fingerprint[CLASS_PAIRS]
+
+
+def class_values(labels: dict[str, int | list[int]]) -> list[int]:
+    """Label values of all classes in the ``labels`` entry of dataset.json; of regions the values they are made of."""
+    return [value for value in declared_values({k: v for k, v in labels.items() if k != "ignore"}) if value > 0]
 
 
 def _reusable(fingerprint: dict[str, Any], reader: type) -> dict[str, Any] | None:
@@ -123,20 +167,26 @@ def _geometry(entry: dict[str, Any]) -> Geometry:
 
 
 def _analyze(
-    images: list[str], label: str | None, reader_writer_class: type, num_samples: int
-) -> tuple[Geometry, list[np.ndarray]]:
-    """Geometry of a case and, if it is labeled, sampled foreground intensities per channel."""
-    intensities: list[np.ndarray] = []
+    images: list[str], label: str | None, classes: list[int], reader_writer_class: type, num_samples: int
+) -> _Analysis:
+    """Geometry of a case and, if it is labeled, sampled foreground intensities and pairs of classes."""
+    reader = reader_writer_class()
+    data, properties = reader.read_images(images)
+    segmentation = None if label is None else reader.read_seg(label)[0]
+    cropped, segmentation, _ = crop_to_nonzero(data, segmentation)
+    shape = cropped.shape[1:]
+    geometry = Geometry(
+        [float(mm) for mm in properties["spacing"]],
+        [int(size) for size in shape],
+        float(np.prod(shape) / np.prod(data.shape[1:])),
+    )
     if label is None:
-        data, properties = reader_writer_class().read_images(images)
-        shape, spacing = crop_to_nonzero(data)[0].shape[1:], properties["spacing"]
-        relative_size = np.prod(shape) / np.prod(data.shape[1:])
-    else:
-        shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
-            images, label, reader_writer_class, num_samples
-        )
-    geometry = Geometry([float(mm) for mm in spacing], [int(size) for size in shape], float(relative_size))
-    return geometry, [np.asarray(values, dtype=np.float32) for values in intensities]
+        return _Analysis(geometry, [], {})
+    samples, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
+        segmentation, cropped, num_samples=num_samples
+    )
+    intensities = [np.asarray(values, dtype=np.float32) for values in samples]
+    return _Analysis(geometry, intensities, pairs_in_case(cropped, segmentation[0], classes))
 
 
 def _assemble(geometries: dict[str, Geometry]) -> dict[str, Any]:

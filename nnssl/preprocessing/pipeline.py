@@ -12,6 +12,7 @@ from nnssl.dataset.integrity import check_dataset
 from nnssl.dataset.raw import RawDataset
 from nnssl.dataset.splits import ensure_splits
 from nnssl.errors import UserError
+from nnssl.planners.mirroring import MirrorChoice
 from nnssl.planners.planning import find_planner, make_plans
 from nnssl.planners.semi_supervised import PLANNED_CONFIGURATIONS
 from nnssl.preprocessing.configuration import (
@@ -64,6 +65,7 @@ def prepare_dataset(
     preprocessor_name: str = "DefaultPreprocessor",
     overwrite_target_spacing: list[float] | None = None,
     overwrite_plans_name: str | None = None,
+    mirror_axes: MirrorChoice = "auto",
     verbose: bool = False,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> Preparation:
@@ -78,7 +80,8 @@ def prepare_dataset(
         check_integrity: whether every file is read and checked first.
         preprocess: False ends after planning.
         clean: fingerprint and preprocess every case again.
-        gpu_memory_target_in_gb, preprocessor_name, overwrite_target_spacing, overwrite_plans_name: see `make_plans`.
+        gpu_memory_target_in_gb, preprocessor_name, overwrite_target_spacing, overwrite_plans_name, mirror_axes: see
+            `make_plans`.
         verbose: show what nnU-Net prints.
         tell: is given a short sentence before each step.
 
@@ -106,6 +109,7 @@ def prepare_dataset(
         preprocessor_name=preprocessor_name,
         overwrite_target_spacing=overwrite_target_spacing,
         overwrite_plans_name=overwrite_plans_name,
+        mirror_axes=mirror_axes,
         verbose=verbose,
     )
     planned = _planned(configurations, plans)

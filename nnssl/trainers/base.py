@@ -19,6 +19,7 @@ from nnssl.networks.unwrap import set_deep_supervision, unwrap
 from nnssl.trainers.engine import checkpoint, loop, validation
 from nnssl.trainers.engine.history import History, LossMeter
 from nnssl.trainers.engine.memory_format import check_memory_format, choose_memory_format
+from nnssl.trainers.engine.modules import attach_modules
 from nnssl.trainers.engine.pipelines import TrainingStream, open_streams, split_of
 from nnssl.trainers.engine.precision import Precision, choose_precision
 from nnssl.trainers.engine.requirements import check_requirements
@@ -76,8 +77,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     oversample_foreground_percent: float = 0.33
     enable_deep_supervision: bool = True
     mirror_axes: tuple[int, ...] | None = None
-    """Axes that augmentation and prediction mirror; None takes nnU-Net's choice (all), () switches mirroring off,
-    which classes need that look alike and are told apart by their place."""
+    """Axes that augmentation and prediction mirror; None takes the decision of the plan (nnU-Net's choice, all, if it
+    holds none), () switches mirroring off, which classes need that look alike and are told apart by their place."""
     unlabeled_batch_size: int | None = None
     """Unlabeled patches per step; None takes the number of the plan."""
     pretrain_share: float = 0.0
@@ -324,6 +325,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Builds network, optimizer, loss and the modules of the method, seeded and on the device."""
         if self.settings.seed is None:
             self.settings.seed = int.from_bytes(os.urandom(4), "little")
+        planned_axes = self.configuration_manager.configuration.get("semi_supervised", {}).get("mirror_axes")
+        if self.mirror_axes is None and planned_axes is not None:
+            # kept like a hyper-parameter, so that a continued training mirrors alike if it is planned anew meanwhile
+            self.mirror_axes = tuple(planned_axes)
         if self.settings.deterministic:
             make_deterministic()
         elif self.device.type == "cuda":
@@ -336,18 +341,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self.settings.pretrained_weights is not None:
             checkpoint.load_pretrained(unwrap(self.network), self.settings.pretrained_weights)
         choose_memory_format(self)
-        self._modules = {name: module.to(self.device) for name, module in self.build_modules().items()}
-        for name, module in self._modules.items():
-            setattr(self, name, module)
-        self._optimizers = self.build_optimizers()
-        groups = [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
-        for group in groups:
-            group["initial_lr"] = group["lr"]
-        taken = {id(p) for group in groups for p in group["params"]}
-        for module in self._modules.values():
-            trained = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
-            if trained:
-                self.optimizer.add_param_group({"params": trained})
+        attach_modules(self)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         optimizer = self.new_optimizer(self.network.parameters())

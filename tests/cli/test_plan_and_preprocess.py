@@ -5,10 +5,14 @@ import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from nnssl.cli import run
+from nnssl.utils.files import read_json
+from nnssl.utils.paths import preprocessed_folder
 from tests.preprocessing.raw_data import NAME, set_folders, write_dataset
 
 
@@ -68,6 +72,61 @@ def test_broken_data_set_ends_with_code_2(raw_root, capsys):
     (folder / "imagesUn" / "u1_0000.nii.gz").write_text("broken")
     assert run("plan_and_preprocess", ["-d", "801", "-npfp", "1"]) == 2
     assert "u1" in capsys.readouterr().err
+
+
+QUICK = ["-d", "801", "-pl", "nnSSLPlannerCPU", "-npfp", "1", "--no_pp", "--skip_integrity_check"]
+
+
+def write_look_alikes(raw_root) -> None:
+    """The two classes of the data set with the intensities of plain noise."""
+    folder = write_dataset(raw_root, unlabeled=0)
+    rng = np.random.default_rng(0)
+    for file in sorted((folder / "imagesTr").iterdir()):
+        image = sitk.ReadImage(str(file))
+        noise = sitk.GetImageFromArray(rng.uniform(20, 60, image.GetSize()[::-1]).astype(np.float32))
+        noise.CopyInformation(image)
+        sitk.WriteImage(noise, str(file))
+
+
+def planned_axes() -> dict[str, list[int]]:
+    plans = read_json(preprocessed_folder() / NAME / "nnSSLCPUPlans.json")
+    return {name: plan["semi_supervised"]["mirror_axes"] for name, plan in plans["configurations"].items()}
+
+
+def test_mirrored_axes_and_what_decided_are_told(raw_root, capsys):
+    write_look_alikes(raw_root)
+    run("plan_and_preprocess", QUICK)
+    text = capsys.readouterr().out
+    assert "Mirrored axes: 2d none; 3d_fullres none" in text
+    for axis in range(3):
+        assert f"3d_fullres axis {axis} is not mirrored: bright and dim look alike (intensity overlap 0." in text
+    assert text.count("keep their order in 2 of 2 labeled cases") == 3
+    assert planned_axes() == {"2d": [], "3d_fullres": []}
+
+
+@pytest.mark.parametrize(
+    ("flag", "axes"),
+    [
+        ("all", {"2d": [0, 1], "3d_fullres": [0, 1, 2]}),
+        # nnU-Net makes the reader's first axis, which has the largest spacing, the first of the patch
+        ("1", {"2d": [0], "3d_fullres": [1]}),
+        ("0,2", {"2d": [1], "3d_fullres": [0, 2]}),
+    ],
+)
+def test_mirrored_axes_can_be_given(raw_root, capsys, flag, axes):
+    write_look_alikes(raw_root)
+    run("plan_and_preprocess", [*QUICK, "--mirror-axes", flag])
+    assert "(as --mirror-axes says)" in capsys.readouterr().out
+    assert planned_axes() == axes
+
+
+def test_wrong_axes_are_told(raw_root, capsys):
+    write_dataset(raw_root, unlabeled=0)
+    assert run("plan_and_preprocess", [*QUICK, "--mirror-axes", "3"]) == 2
+    assert "no axis 3" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run("plan_and_preprocess", [*QUICK, "--mirror-axes", "0,x"])
+    assert "not auto, all, none or a list of axes" in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def write_fingerprint(
     unlabeled: int,
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
     unlabeled_spacing: tuple[float, ...] | None = None,
+    pairs: Sequence[dict[str, Any]] = (),
 ) -> None:
     properties = dict.fromkeys(("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5"), 1.0)
     fingerprint = {
@@ -46,6 +48,7 @@ def write_fingerprint(
         "shapes_after_crop": [shape] * (labeled + unlabeled),
         "foreground_intensity_properties_per_channel": {"0": properties},
         "median_relative_size_after_cropping": 1.0,
+        "class_pairs": {"labels": [1, 2], "votes_of": "labeled cases", "pairs": list(pairs)},
         "provenance": {"num_labeled": labeled, "num_unlabeled": unlabeled},
     }
     folder = preprocessed_folder() / NAME
@@ -56,6 +59,12 @@ def write_fingerprint(
 def set_num_training(dataset: Path, number: int) -> None:
     file = dataset / "dataset.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"numTraining": number}))
+
+
+def batch_sizes(configuration: dict[str, Any]) -> tuple[int, int]:
+    """Numbers of labeled and unlabeled patches."""
+    planned = configuration["semi_supervised"]
+    return planned["labeled_batch_size"], planned["unlabeled_batch_size"]
 
 
 def shared_entries(configuration: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +100,7 @@ def test_unlabeled_cases_count_like_labeled_ones(dataset):
     # 5 % of the voxels of 100 cases are 3.5 patches; nnU-Net alone would see one case, and plan its minimum of 2
     assert plans_of(1, 99)["batch_size"] == plans_of(100, 0)["batch_size"] == 4
     assert plans_of(1, 0)["batch_size"] == 2
-    assert plans_of(1, 99)["semi_supervised"] == {"labeled_batch_size": 4, "unlabeled_batch_size": 4}
+    assert batch_sizes(plans_of(1, 99)) == (4, 4)
 
 
 def test_numTraining_of_the_raw_data_set_stays(dataset):
@@ -132,11 +141,7 @@ def test_plans_are_valid_for_nnunet(dataset):
         configuration = manager.get_configuration(name)
         assert configuration.preprocessor_class.__name__ == "DefaultPreprocessor"
         assert configuration.data_identifier == f"nnSSLPlans_{name}"
-        batch = configuration.configuration["semi_supervised"]
-        assert batch == {
-            "labeled_batch_size": configuration.batch_size,
-            "unlabeled_batch_size": configuration.batch_size,
-        }
+        assert batch_sizes(configuration.configuration) == (configuration.batch_size, configuration.batch_size)
         get_network_from_plans(
             configuration.network_arch_class_name,
             configuration.network_arch_init_kwargs,
@@ -181,7 +186,7 @@ def test_cpu_preset_keeps_3d_patches_small(dataset, shape, spacing, patch):
     features = plan["architecture"]["arch_kwargs"]["features_per_stage"]
     assert features[0] == 8
     assert max(features) <= 80
-    assert plan["semi_supervised"] == {"labeled_batch_size": 2, "unlabeled_batch_size": 2}
+    assert batch_sizes(plan) == (2, 2)
     assert plan["batch_size"] == 2
 
 
@@ -206,7 +211,7 @@ def test_lowres_is_planned_for_large_images_and_dropped_when_no_longer_wanted(da
     plans = make_plans(nnSSLPlannerCPU, NAME)
     assert set(plans["configurations"]) == {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
     cascade = PlansManager(plans).get_configuration("3d_cascade_fullres").configuration
-    assert cascade["semi_supervised"] == {"labeled_batch_size": 2, "unlabeled_batch_size": 2}
+    assert batch_sizes(cascade) == (2, 2)
     write_fingerprint(HIPPOCAMPUS, labeled=2, unlabeled=18)
     assert set(make_plans(nnSSLPlannerCPU, NAME)["configurations"]) == {"2d", "3d_fullres"}
 
@@ -267,3 +272,60 @@ def test_unknown_planner_is_told(name):
     with pytest.raises(UserError, match="nnSSLPlannerResEncM") as error:
         find_planner(name)
     assert ("did you mean nnSSLPlannerCPU" in str(error.value)) is (name == "nnSSLPlanerCPU")
+
+
+# the classes look alike and keep their order along the reader's last axis
+IN_ORDER = {"labels": [1, 2], "overlap": 0.9, "votes": 4, "before": [0, 0, 4], "after": [0, 0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("spacing", "transpose", "in_3d", "in_2d"),
+    [((1.0, 1.0, 1.0), [0, 1, 2], [0, 1], [0]), ((1.0, 1.0, 3.0), [2, 0, 1], [1, 2], [0, 1])],
+)
+def test_mirrored_axes_are_those_of_the_preprocessed_arrays(dataset, spacing, transpose, in_3d, in_2d):
+    write_fingerprint(HIPPOCAMPUS, spacing=spacing, labeled=4, unlabeled=8, pairs=[IN_ORDER])
+    plans = make_plans(nnSSLPlannerCPU, NAME)
+    assert plans["transpose_forward"] == transpose
+    axes = {name: plan["semi_supervised"]["mirror_axes"] for name, plan in plans["configurations"].items()}
+    assert axes == {"2d": in_2d, "3d_fullres": in_3d}
+    evidence = plans["configurations"]["3d_fullres"]["semi_supervised"]["mirror_evidence"]
+    assert [(kept["classes"], kept["in_order"], kept["of"]) for kept in evidence["kept"]] == [(["bright", "dim"], 4, 4)]
+
+
+def test_all_axes_are_mirrored_without_classes_that_look_alike(dataset):
+    write_fingerprint(HIPPOCAMPUS, labeled=4, unlabeled=8, pairs=[IN_ORDER | {"overlap": 0.2}])
+    plans = make_plans(nnSSLPlanner, NAME)
+    assert plans["configurations"]["3d_fullres"]["semi_supervised"]["mirror_axes"] == [0, 1, 2]
+    assert plans["configurations"]["2d"]["semi_supervised"]["mirror_axes"] == [0, 1]
+
+
+def test_a_cascade_mirrors_as_its_first_stages(dataset):
+    write_fingerprint((128, 128, 128), labeled=2, unlabeled=18, pairs=[IN_ORDER])
+    plans = PlansManager(make_plans(nnSSLPlannerCPU, NAME))
+    for name in ("3d_fullres", "3d_lowres", "3d_cascade_fullres"):
+        assert plans.get_configuration(name).configuration["semi_supervised"]["mirror_axes"] == [0, 1]
+
+
+@pytest.mark.parametrize(("choice", "in_3d", "in_2d"), [("all", [0, 1, 2], [0, 1]), ("none", [], []), ((1,), [1], [0])])
+def test_mirrored_axes_can_be_given(dataset, choice, in_3d, in_2d):
+    write_fingerprint(HIPPOCAMPUS, labeled=4, unlabeled=8, pairs=[IN_ORDER])
+    configurations = make_plans(nnSSLPlannerCPU, NAME, mirror_axes=choice)["configurations"]
+    assert configurations["3d_fullres"]["semi_supervised"]["mirror_axes"] == in_3d
+    assert configurations["2d"]["semi_supervised"]["mirror_axes"] == in_2d
+
+
+def test_given_axes_of_2d_images_are_those_of_the_2d_patch(dataset):
+    write_fingerprint((1, 88, 80), spacing=(999.0, 1.0, 1.0), labeled=4, unlabeled=8, pairs=[IN_ORDER])
+    plans = make_plans(nnSSLPlannerCPU, NAME, mirror_axes=(0,))
+    assert plans["configurations"]["2d"]["semi_supervised"]["mirror_axes"] == [0]
+    assert make_plans(nnSSLPlannerCPU, NAME)["configurations"]["2d"]["semi_supervised"]["mirror_axes"] == [0]
+    with pytest.raises(UserError, match="no axis 2"):
+        make_plans(nnSSLPlannerCPU, NAME, mirror_axes=(2,))
+
+
+def test_nnunets_planners_hold_no_axes(dataset):
+    write_fingerprint(HIPPOCAMPUS, labeled=4, unlabeled=0, pairs=[IN_ORDER])
+    set_num_training(dataset, 4)
+    assert "semi_supervised" not in make_plans(ExperimentPlanner, NAME)["configurations"]["3d_fullres"]
+    with pytest.raises(UserError, match="hold no axes to mirror"):
+        make_plans(ExperimentPlanner, NAME, mirror_axes="none")

@@ -12,7 +12,7 @@ from nnssl.dataset.raw import RawDataset
 from nnssl.errors import UserError
 from nnssl.preprocessing import fingerprint as module
 from nnssl.preprocessing.content import content_keys
-from nnssl.preprocessing.fingerprint import case_counts, make_fingerprint
+from nnssl.preprocessing.fingerprint import case_counts, class_evidence, class_values, make_fingerprint
 from nnssl.utils.paths import preprocessed_folder
 from tests.preprocessing.raw_data import NAME, SHAPE, write_dataset, write_image, write_label
 
@@ -162,3 +162,62 @@ def test_label_of_an_unlabeled_case_is_not_opened(raw_root):
         (folder / place).mkdir(exist_ok=True)
         (folder / place / "u0.nii.gz").write_text("poison: no reader opens this")
     assert case_counts(fingerprint(folder)) == (2, 3)
+
+
+def test_how_classes_look_and_lie_is_that_of_the_labeled_cases(raw_root):
+    found = class_evidence(fingerprint(write_dataset(raw_root)))
+    # the bright box lies before the dim one along all axes, and is 60 brighter in noise of 40
+    assert found == {
+        "labels": [1, 2],
+        "votes_of": "labeled cases",
+        "pairs": [{"labels": [1, 2], "overlap": 0.0, "votes": 2, "before": [2, 2, 2], "after": [0, 0, 0]}],
+    }
+
+
+def test_how_classes_lie_is_kept_until_a_labeled_case_changes(raw_root, analyzed):
+    folder = write_dataset(raw_root)
+    first = class_evidence(fingerprint(folder))
+    write_image(folder, "u9", seed=9)
+    analyzed.clear()
+    assert class_evidence(fingerprint(folder)) == first
+    assert analyzed == ["u9"]
+    label = folder / "labelsTr" / "l1.nii.gz"
+    image = sitk.ReadImage(str(label))
+    turned = sitk.GetImageFromArray(sitk.GetArrayFromImage(image)[::-1])
+    turned.CopyInformation(image)
+    sitk.WriteImage(turned, str(label))
+    (pair,) = class_evidence(fingerprint(folder))["pairs"]
+    assert (pair["before"], pair["after"]) == ([1, 2, 2], [1, 0, 0])
+
+
+def test_scans_of_a_patient_vote_together(raw_root, analyzed):
+    folder = write_dataset(raw_root)
+    fingerprint(folder)
+    analyzed.clear()
+    (folder / "groups.json").write_text(json.dumps({"l0": "A", "l1": "A", "u0": "A"}))
+    found = class_evidence(fingerprint(folder))
+    assert set(analyzed) == {"l0", "l1"}
+    assert found["votes_of"] == "groups of labeled cases"
+    assert found["pairs"][0]["votes"] == 1
+    analyzed.clear()
+    assert class_evidence(fingerprint(folder)) == found
+    assert analyzed == []
+
+
+def test_a_class_that_becomes_the_ignore_label_is_left_out(raw_root):
+    folder = write_dataset(raw_root)
+    assert len(class_evidence(fingerprint(folder))["pairs"]) == 1
+    content = json.loads((folder / "dataset.json").read_text())
+    content["labels"] = {"background": 0, "bright": 1, "ignore": 2}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    found = class_evidence(fingerprint(folder))
+    assert (found["labels"], found["pairs"]) == ([1], [])
+
+
+def test_regions_are_taken_apart():
+    assert class_values({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "rim": 3, "ignore": 4}) == [1, 2, 3]
+
+
+def test_fingerprint_without_classes_is_refused():
+    with pytest.raises(UserError, match="how the classes lie"):
+        class_evidence({"provenance": {"num_labeled": 1, "num_unlabeled": 0}})

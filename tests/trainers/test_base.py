@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from nnssl.errors import UserError
-from tests.support.tiny import Tiny
+from tests.support.tiny import PLANS, Tiny
 
 
 @pytest.fixture
@@ -21,6 +23,46 @@ def test_mirror_axes_hold_for_training_and_prediction(tiny, axes, trained, predi
     trainer = tiny.trainer("Supervised", mirror_axes=axes)
     assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == trained
     assert trainer.inference_allowed_mirroring_axes == predicted
+
+
+def plan_mirror_axes(tiny: Tiny, axes: list[int]) -> None:
+    file = tiny.base / f"{PLANS}.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"][tiny.configuration]["semi_supervised"]["mirror_axes"] = axes
+    file.write_text(json.dumps(plans))
+
+
+@pytest.mark.parametrize(
+    ("planned", "given", "trained", "predicted"),
+    [([1], None, (1,), (1,)), ([], None, (), None), ([1], (0, 2), (0, 2), (0, 2)), ([1], (), (), None)],
+)
+def test_mirror_axes_of_the_plan_hold_unless_they_are_set(tiny, planned, given, trained, predicted):
+    plan_mirror_axes(tiny, planned)
+    trainer = tiny.trainer("Supervised", mirror_axes=given)
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == trained
+    assert trainer.inference_allowed_mirroring_axes == predicted
+    assert trainer.hyperparameter_values()["mirror_axes"] == trained
+
+
+def test_mirror_axes_of_a_2d_plan(tmp_path, monkeypatch):
+    tiny = Tiny(dimensions=2).write(tmp_path, monkeypatch)
+    plan_mirror_axes(tiny, [1])
+    trainer = tiny.trainer("Supervised")
+    torch.use_deterministic_algorithms(False)
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (1,)
+
+
+def test_a_continued_training_keeps_its_mirror_axes(tiny, tmp_path):
+    plan_mirror_axes(tiny, [1])
+    trainer = tiny.trainer("Supervised")
+    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    trainer.train_step(tiny.batch())
+    trainer.save_checkpoint(str(tmp_path / "stopped.pth"))
+    plan_mirror_axes(tiny, [0, 2])
+    continued = tiny.bare_trainer("Supervised")
+    continued.load_checkpoint(str(tmp_path / "stopped.pth"))
+    assert continued.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (1,)
+    assert continued.inference_allowed_mirroring_axes == (1,)
 
 
 def test_optimizer_is_nnunets_unless_adamw_is_asked_for(tiny):
