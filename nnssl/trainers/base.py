@@ -17,17 +17,18 @@ from nnssl.dataloading.streams import BatchStream
 from nnssl.dataset.splits import Fold, load_fold
 from nnssl.errors import UserError
 from nnssl.networks.ema import EMATeacher
-from nnssl.networks.memory_format import layout_named, set_memory_format
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
 from nnssl.trainers.engine import checkpoint, loop, validation
+from nnssl.trainers.engine.distributed import current_ranks, synchronize_batch_norms
 from nnssl.trainers.engine.history import History, LossMeter
-from nnssl.trainers.engine.memory_format import check_memory_format, measure_memory_formats
+from nnssl.trainers.engine.memory_format import check_memory_format, choose_memory_format
 from nnssl.trainers.engine.pipelines import TrainingStream, open_streams
 from nnssl.trainers.engine.precision import Precision, choose_precision
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.engine.settings import check_overrides, hyperparameters
-from nnssl.trainers.engine.state import make_deterministic, seed_everything
+from nnssl.trainers.engine.shared_loss import share_loss
+from nnssl.trainers.engine.state import make_deterministic, seed_everything, seed_step
 from nnssl.trainers.engine.step import Step
 
 
@@ -77,8 +78,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     mirror_axes: tuple[int, ...] | None = None
     """Axes that augmentation and prediction mirror; None takes nnU-Net's choice (all), () switches mirroring off,
     which classes need that look alike and are told apart by their place."""
+    labeled_batch_size: int | None = None
+    """Labeled patches per step, of all ranks together; None takes the number of the plan."""
     unlabeled_batch_size: int | None = None
-    """Unlabeled patches per step; None takes the number of the plan."""
+    """Unlabeled patches per step, of all ranks together; None takes the number of the plan."""
 
     def __init__(
         self,
@@ -89,7 +92,17 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature, which it inspects)
     ):
         plans.setdefault("continue_training", False)
+        if torch.distributed.is_initialized():
+            # nnU-Net's constructor would take the rank for a CUDA device of one machine
+            raise UserError(
+                f"{type(self).__name__} cannot be trained in processes that others have connected",
+                fix="start with nnssl_train -num_gpus N, or with torchrun ... -m nnssl train",
+            )
+        self.ranks = current_ranks()
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if device.index is not None:
+            self.device = device
+        self.local_rank = self.ranks.rank  # nnU-Net's name for it
         for name, value in hyperparameters(type(self)).items():
             setattr(self, name, value)
         self.settings = RunSettings()
@@ -127,13 +140,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     @property
     def num_unlabeled(self) -> int:
-        """Unlabeled patches per step; 0 if the method uses none."""
+        """Unlabeled patches per step on this rank; 0 if the method uses none."""
         if not self.uses_unlabeled:
             return 0
-        if self.unlabeled_batch_size is not None:
-            return self.unlabeled_batch_size
-        planned = self.configuration_manager.configuration.get("semi_supervised", {})
-        return planned.get("unlabeled_batch_size", self.configuration_manager.batch_size)
+        patches = self.unlabeled_batch_size
+        if patches is None:
+            planned = self.configuration_manager.configuration.get("semi_supervised", {})
+            patches = planned.get("unlabeled_batch_size", self.configuration_manager.batch_size)
+        return self.ranks.even_share(patches, "unlabeled")
 
     @property
     def progress(self) -> float:
@@ -182,6 +196,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             output = network(images.contiguous(memory_format=self.memory_format))
         return [head.float() for head in (output if isinstance(output, (list, tuple)) else [output])]
 
+    def randn_like(self, patches: torch.Tensor) -> torch.Tensor:
+        """Standard normal noise of the shape ``(B, ...)`` of patches, the same for any number of ranks."""
+        shape = (len(patches) * self.ranks.size, *patches.shape[1:])
+        return self.ranks.own_rows(torch.randn(shape, dtype=patches.dtype, device=patches.device))
+
     def new_teacher(self) -> EMATeacher:
         """Copy of the student that follows it by averaging and predicts at full resolution only."""
         teacher = EMATeacher(unwrap(self.network))
@@ -202,6 +221,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         Returns:
             Every named loss and their sum as ``loss``, detached and still on the device.
         """
+        seed_step(self.seed, self.iteration, self.device)
         step = self.make_step(batch)
         self.prepare_step(step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -235,14 +255,16 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         step.heads = self.heads(self.network, images)
 
     def backward_and_update(self, loss: torch.Tensor) -> None:
-        """Backward pass, gradient clipping and optimizer step."""
+        """Backward pass, mean of the gradients over the ranks, gradient clipping and optimizer step."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.grad_scaler is None:
             loss.backward()
+            self.ranks.average_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, self.gradient_clipping)
             self.optimizer.step()
             return
         self.grad_scaler.scale(loss).backward()
+        self.ranks.average_gradients(parameters)
         self.grad_scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(parameters, self.gradient_clipping)
         self.grad_scaler.step(self.optimizer)
@@ -251,9 +273,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     # ------------------------------------------------------------------ set-up
 
     def initialize(self) -> None:
-        """Builds network, optimizer, loss and the modules of the method, seeded and on the device."""
+        """Builds network, optimizer, loss and the modules of the method, seeded, on the device, alike on all ranks."""
+        self.ranks.connect(self.device)
         if self.settings.seed is None:
-            self.settings.seed = int.from_bytes(os.urandom(4), "little")
+            self.settings.seed = self.ranks.from_main(lambda: int.from_bytes(os.urandom(4), "little"))
         if self.settings.deterministic:
             make_deterministic()
         elif self.device.type == "cuda":
@@ -262,16 +285,30 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.precision = choose_precision(self.device, self.settings.precision)
         seed_everything(self.settings.seed)
         super().initialize()
+        self.network = synchronize_batch_norms(self.network, self.ranks, self.device)
         self.grad_scaler = self.precision.grad_scaler()
         if self.settings.pretrained_weights is not None:
             checkpoint.load_pretrained(unwrap(self.network), self.settings.pretrained_weights)
-        self._choose_memory_format()
-        self._modules = {name: module.to(self.device) for name, module in self.build_modules().items()}
+        choose_memory_format(self)
+        self._modules = {
+            name: synchronize_batch_norms(module.to(self.device), self.ranks, self.device)
+            for name, module in self.build_modules().items()
+        }
         for name, module in self._modules.items():
             setattr(self, name, module)
             trained = [p for p in module.parameters() if p.requires_grad]
             if trained:
                 self.optimizer.add_param_group({"params": trained})
+        self.ranks.copy_from_main([self.network, *self._modules.values()])
+
+    def _set_batch_size_and_oversample(self) -> None:
+        patches = self.labeled_batch_size
+        if patches is None:
+            patches = self.configuration_manager.batch_size
+        self.batch_size = self.ranks.even_share(patches, "labeled")
+
+    def _build_loss(self) -> nn.Module:
+        return share_loss(super()._build_loss(), self.ranks, self.label_manager.ignore_label)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         if self.optimizer_name == "SGD":
@@ -290,25 +327,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.inference_allowed_mirroring_axes = axes or None
         return rotation, dummy_2d, initial_patch_size, axes
 
-    def _choose_memory_format(self) -> None:
-        network, patch_size = unwrap(self.network), self.configuration_manager.patch_size
-        name = self.settings.memory_format
-        if name == "auto":
-            # CUDA kernels of nnU-Net's networks are contiguous; on CPUs channels-last is faster in fp32 at every width
-            # and patch that was measured (docs/performance.md), in bf16 it depends on them
-            name = "channels_last" if self.device.type == "cpu" else "contiguous"
-            if self.precision.name == "bf16" and self.device.type == "cpu" and not self.settings.deterministic:
-                shape = (self.batch_size + self.num_unlabeled, self.num_input_channels, *patch_size)
-                seconds = measure_memory_formats(network, shape, self.device, self.precision)
-                name = min(seconds, key=lambda key: seconds[key])
-                timings = ", ".join(f"{key} {value:.3f} s" for key, value in seconds.items())
-                self.print_to_log_file(f"forward and backward pass by memory format: {timings}; taking {name}")
-            self.settings.memory_format = name
-        self.memory_format = layout_named(name, len(patch_size))
-        set_memory_format(network, self.memory_format)
-
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         set_deep_supervision(self.network, enabled)
+
+    def print_to_log_file(self, *args: Any, **kwargs: Any) -> None:
+        if self.ranks.is_main:
+            super().print_to_log_file(*args, **kwargs)
 
     def print_plans(self) -> None:
         """Writes the plan to the log file; on the console it would bury everything else."""
@@ -348,7 +372,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         check_requirements(self)
-        super().on_train_start()
+        if self.ranks.is_main:
+            super().on_train_start()
+        else:  # without what nnU-Net writes
+            if not self.was_initialized:
+                self.initialize()
+            self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+            self.set_deep_supervision_enabled(self.enable_deep_supervision)
 
     def run_training(self) -> None:
         loop.train(self)
