@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine import run as run_module
 from nnssl.trainers.engine.distributed import Ranks, current_ranks, ranks_of_environment, synchronize_batch_norms
 from nnssl.trainers.engine.launch import launch
 from nnssl.trainers.registry import trainer_names
@@ -182,7 +184,7 @@ def _assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
     # the gradient of a bias before a norm is 0 but for rounding, hence a share of the largest of all
     largest = max(float(value.abs().max()) for value in expected.values())
     for key, value in expected.items():
-        tolerance = 1e-4 * float(value.abs().max()) + 1e-6 * largest
+        tolerance = 1e-4 * float(value.abs().max()) + 1e-5 * largest
         torch.testing.assert_close(found[key], value, rtol=0, atol=tolerance, msg=lambda text, k=key: f"{k}: {text}")
 
 
@@ -246,34 +248,31 @@ def test_one_process_stops_and_two_of_torchrun_go_on(looked, whole, monkeypatch)
 # ---------------------------------------------------------------------- endings
 
 
-def test_a_killed_rank_ends_all(looked, monkeypatch):
+def test_a_killed_rank_ends_all_and_leaves_the_last_checkpoint(looked, monkeypatch, capfd):
     _use(monkeypatch, looked, "killed")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nnssl", "train", *COMMAND, "-num_gpus", "2", "--iterations-per-epoch", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    _wait_for_epoch(process, 11)
-    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    ranks = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
-    assert len(ranks) == 2
-    os.kill(ranks[1], signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
+    monkeypatch.setattr(run_module, "launch", partial(launch, start_method="fork"))
+    real = SemiSupervisedTrainer.train_step
+
+    def train_step(self: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if self.iteration == 11 and self.ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, batch)
+
+    monkeypatch.setattr(SemiSupervisedTrainer, "train_step", train_step)
+    command = [*COMMAND, "-num_gpus", "2", "--epochs", "12", "--iterations-per-epoch", "1"]
+    assert run_command("train", command) == 2
+    output, errors = capfd.readouterr()
     assert errors.count("nnssl_train: process 1 of the training was killed (SIGKILL)") == 1
-    assert "Traceback" not in errors
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    assert "Traceback" not in output + errors
+    assert output.count("epoch 11/12") == 1
     (file,) = (looked / "killed").glob("*/MeanTeacher__*/fold_0/checkpoint_latest.pth")
-    assert read_model_checkpoint(file)["current_epoch"] >= 10
+    assert read_model_checkpoint(file)["current_epoch"] == 10
 
-
-def _wait_for_epoch(process: subprocess.Popen[str], epoch: int) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(f"epoch {epoch}/"):
-            return
-    pytest.fail(f"the training ended before epoch {epoch}: {process.communicate()[1]}")
+    monkeypatch.setattr(SemiSupervisedTrainer, "train_step", real)
+    assert run_command("train", [*command, "--c"]) == 0
+    output = capfd.readouterr().out
+    assert "epoch 10/12" not in output
+    assert output.count("epoch 12/12") == output.count("Mean Validation Dice") == 1
 
 
 def test_what_the_first_rank_says_that_fails_is_told_once(capfd):
@@ -301,7 +300,7 @@ def test_a_signal_to_the_launcher_stops_all_ranks_after_the_same_step(tmp_path):
 
 
 def test_what_ranks_exchange(tmp_path):
-    launch(rank_functions.exchange, (tmp_path,), 2, "fork")
+    launch(rank_functions.exchange, (tmp_path,), 2)
     main, other = (torch.load(tmp_path / f"rank_{rank}.pth") for rank in range(2))
     sizes = (4, 2, 8, 1, 1)
     assert main["gradients"] == [[5.0 + i] * size for i, size in enumerate(sizes)] + [None]
