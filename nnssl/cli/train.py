@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-c", metavar="CONFIGURATION", help="2d, 3d_fullres, 3d_lowres, ... (default: 3d_fullres if planned, else 2d)")
     add("-p", metavar="PLANS", help="plans identifier (default: nnSSLPlans, or the only nnssl plans there are)")
     add("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one, else cpu")
-    add("-num_gpus", type=int, default=1, help="number of GPUs (one for now)")
+    add("-num_gpus", type=int, default=1, help="processes that share each batch: one per GPU, or parts of a CPU")
     add("-pretrained_weights", metavar="FILE", help="checkpoint whose weights the student starts from")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="override a hyper-parameter; repeatable")
     add("--epochs", type=int, help="number of epochs (default: 1000)")

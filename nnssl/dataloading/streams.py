@@ -1,8 +1,9 @@
-"""Endless streams of batches in which batch number i depends on the seed and on i alone.
+"""Endless streams of batches in which row j of batch i depends on the seed, on i and on j alone.
 
-Each batch is drawn and augmented under random generators seeded with (seed, stream, index). The same index therefore
-gives the same batch whatever the number of workers, and a resumed training continues a stream exactly by starting it
-at the next index: no sampler state has to be saved.
+The cases of a batch are drawn under random generators seeded with (seed, stream, index), each of its rows under
+generators seeded with (seed, stream, index, position). The same index therefore gives the same batch whatever the
+number of workers, and whatever the number of processes that share the batch by making some of its rows each. A resumed
+training continues a stream exactly by starting it at the next index: no sampler state has to be saved.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -26,16 +27,19 @@ PREFETCHED_BATCHES = 3
 
 
 class BatchSource(Protocol):
-    """What a stream needs: nnU-Net's data loader and `UnlabeledLoader` both have it."""
+    """What a stream needs; `RowsLoader` and `UnlabeledLoader` have it.
 
-    def generate_train_batch(self) -> dict[str, Any]: ...
+    The position of a row in the whole batch is announced before anything is drawn for it.
+    """
+
+    def generate_train_batch(self, announce: Callable[[int], None]) -> dict[str, Any]: ...
 
 
 class SeededBatches(Dataset):
-    """Batches by index, each drawn under its own seed.
+    """Batches by index, each of their rows drawn under its own seed.
 
     Args:
-        source: draws and augments one batch with Python's, NumPy's and torch's global random generators.
+        source: draws and augments a batch, or some rows of it, with the global generators of Python, NumPy and torch.
         name: stream name; streams with different names draw independently.
         seed: run seed.
     """
@@ -46,8 +50,11 @@ class SeededBatches(Dataset):
         self.seed = seed
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        with _seeded(self.seed, int.from_bytes(self.name.encode(), "little"), index):
-            return self.source.generate_train_batch()
+        stream = int.from_bytes(self.name.encode(), "little")
+        with _own_generators():
+            _seed(self.seed, stream, index)
+            # counted from 1: a last 0 would not change the seed
+            return self.source.generate_train_batch(lambda position: _seed(self.seed, stream, index, position + 1))
 
 
 class BatchStream:
@@ -127,19 +134,24 @@ def _start_worker(worker_id: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-@contextmanager
-def _seeded(*entropy: int) -> Iterator[None]:
-    """Seeds the global generators; outside worker processes their states are put back afterwards."""
-    in_worker = get_worker_info() is not None
-    states = None if in_worker else (random.getstate(), np.random.get_state(), torch.get_rng_state())
+def _seed(*entropy: int) -> None:
+    """Seeds Python's, NumPy's and torch's global generators."""
     python_seed, numpy_seed, torch_seed = (int(word) for word in np.random.SeedSequence(entropy).generate_state(3))
     random.seed(python_seed)
     np.random.seed(numpy_seed)
     torch.random.default_generator.manual_seed(torch_seed)
+
+
+@contextmanager
+def _own_generators() -> Iterator[None]:
+    """Puts the states of the global generators back afterwards; worker processes have nothing to put back."""
+    if get_worker_info() is not None:
+        yield
+        return
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
-        if states is not None:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

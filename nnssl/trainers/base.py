@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnssl.dataloading.streams import BatchStream
 from nnssl.dataset.splits import Fold
+from nnssl.errors import UserError
 from nnssl.networks.ema import EMATeacher
-from nnssl.networks.memory_format import set_memory_format
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
 from nnssl.trainers.engine import checkpoint, loop, validation
+from nnssl.trainers.engine.blocks import BuildingBlocks
+from nnssl.trainers.engine.distributed import current_ranks, synchronize_batch_norms
 from nnssl.trainers.engine.history import History, LossMeter
 from nnssl.trainers.engine.memory_format import check_memory_format, choose_memory_format
 from nnssl.trainers.engine.modules import attach_modules
@@ -26,11 +26,12 @@ from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.engine.schedule import update_learning_rates
 from nnssl.trainers.engine.settings import check_overrides, hyperparameters
-from nnssl.trainers.engine.state import make_deterministic, seed_everything
+from nnssl.trainers.engine.shared_loss import share_loss
+from nnssl.trainers.engine.state import make_deterministic, seed_everything, seed_step
 from nnssl.trainers.engine.step import Step
 
 
-class SemiSupervisedTrainer(nnUNetTrainer):
+class SemiSupervisedTrainer(BuildingBlocks):
     """Base of all trainers. A method overrides the fewest hooks that it can:
 
     - `build_modules`, `build_optimizers`: teachers and other modules beside the student, and who trains them;
@@ -79,8 +80,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     mirror_axes: tuple[int, ...] | None = None
     """Axes that augmentation and prediction mirror; None takes the decision of the plan (nnU-Net's choice, all, if it
     holds none), () switches mirroring off, which classes need that look alike and are told apart by their place."""
+    labeled_batch_size: int | None = None
+    """Labeled patches per step, of all ranks together; None takes the number of the plan."""
     unlabeled_batch_size: int | None = None
-    """Unlabeled patches per step; None takes the number of the plan."""
+    """Unlabeled patches per step, of all ranks together; None takes the number of the plan."""
     pretrain_share: float = 0.0
     """Share of the steps, 0 to below 1, that come before the method's main phase and train on labeled patches only."""
 
@@ -93,7 +96,17 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature, which it inspects)
     ):
         plans.setdefault("continue_training", False)
+        if torch.distributed.is_initialized():
+            # nnU-Net's constructor would take the rank for a CUDA device of one machine
+            raise UserError(
+                f"{type(self).__name__} cannot be trained in processes that others have connected",
+                fix="start with nnssl_train -num_gpus N, or with torchrun ... -m nnssl train",
+            )
+        self.ranks = current_ranks()
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if device.index is not None:
+            self.device = device
+        self.local_rank = self.ranks.rank  # nnU-Net's name for it
         for name, value in hyperparameters(type(self)).items():
             setattr(self, name, value)
         self.settings = RunSettings()
@@ -132,13 +145,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     @property
     def num_unlabeled(self) -> int:
-        """Unlabeled patches per step; 0 if the method uses none."""
+        """Unlabeled patches per step on this rank; 0 if the method uses none."""
         if not self.uses_unlabeled:
             return 0
-        if self.unlabeled_batch_size is not None:
-            return self.unlabeled_batch_size
-        planned = self.configuration_manager.configuration.get("semi_supervised", {})
-        return planned.get("unlabeled_batch_size", self.configuration_manager.batch_size)
+        patches = self.unlabeled_batch_size
+        if patches is None:
+            planned = self.configuration_manager.configuration.get("semi_supervised", {})
+            patches = planned.get("unlabeled_batch_size", self.configuration_manager.batch_size)
+        return self.ranks.even_share(patches, "unlabeled")
 
     @property
     def pretrain_steps(self) -> int:
@@ -204,52 +218,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """The network that predicts, without wrappers."""
         return unwrap(self.network)
 
-    # ------------------------------------------------------------------ building blocks for methods
-
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Softmax over classes, or sigmoid where labels are overlapping regions; shape is kept."""
-        return logits.sigmoid() if self.label_manager.has_regions else logits.softmax(1)
-
-    def heads(self, network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-        """Float32 logits of ``network`` in this run's precision, full resolution first."""
-        with self.precision.autocast():
-            output = network(images.contiguous(memory_format=self.memory_format))
-        return [head.float() for head in (output if isinstance(output, (list, tuple)) else [output])]
-
-    def segmentation_loss(self, heads: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
-        """nnU-Net's loss of logits against a reference, both one tensor per head, full resolution first."""
-        return self.loss(heads, target) if self.enable_deep_supervision else self.loss(heads[0], target[0])
-
-    def new_network(self) -> nn.Module:
-        """Another network of the plan with weights of its own, on the device and in this run's memory format."""
-        network = self.build_network_architecture(
-            self.plans_manager,
-            self.configuration_manager,
-            self.num_input_channels,
-            self.label_manager.num_segmentation_heads,
-            self.enable_deep_supervision,
-        ).to(self.device)
-        set_memory_format(network, self.memory_format)
-        if self._do_i_compile():
-            network.compile()
-        return network
-
-    def new_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """An optimizer with the settings of this run for ``parameters``."""
-        if self.optimizer_name == "AdamW":
-            return torch.optim.AdamW(parameters, self.initial_lr, weight_decay=self.weight_decay)
-        return torch.optim.SGD(
-            parameters, self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay
-        )
-
-    def new_teacher(self) -> EMATeacher:
-        """Copy of the student that follows it by averaging and predicts at full resolution only."""
-        teacher = EMATeacher(unwrap(self.network))
-        set_deep_supervision(teacher.network, False)
-        if self._do_i_compile():
-            teacher.network.compile()
-        return teacher
-
     # ------------------------------------------------------------------ the step
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -262,6 +230,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         Returns:
             Every named loss and their sum as ``loss``, detached and still on the device.
         """
+        seed_step(self.seed, self.iteration, self.device)
         if self.iteration == self.pretrain_steps > 0:
             self.start_main_phase()
             update_learning_rates(self)
@@ -307,13 +276,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         step.heads = self.heads(self.network, images)
 
     def backward_and_update(self, loss: torch.Tensor, *optimizers: torch.optim.Optimizer) -> None:
-        """Backward pass, then clipping and a step for each of ``optimizers`` (default: the student's)."""
+        """Backward pass; then for each of ``optimizers`` (default: the student's) mean over ranks, clipping, step."""
         scaler = self.grad_scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
         for optimizer in optimizers or (self.optimizer,):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self.ranks.average_gradients(parameters)
             if scaler is not None:
                 scaler.unscale_(optimizer)
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.gradient_clipping)
             optimizer.step() if scaler is None else scaler.step(optimizer)
         if scaler is not None:
@@ -322,9 +292,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     # ------------------------------------------------------------------ set-up
 
     def initialize(self) -> None:
-        """Builds network, optimizer, loss and the modules of the method, seeded and on the device."""
+        """Builds network, optimizer, loss and the modules of the method, seeded, on the device, alike on all ranks."""
+        self.ranks.connect(self.device)
         if self.settings.seed is None:
-            self.settings.seed = int.from_bytes(os.urandom(4), "little")
+            self.settings.seed = self.ranks.from_main(lambda: int.from_bytes(os.urandom(4), "little"))
         planned_axes = self.configuration_manager.configuration.get("semi_supervised", {}).get("mirror_axes")
         if self.mirror_axes is None and planned_axes is not None:
             # kept like a hyper-parameter, so that a continued training mirrors alike if it is planned anew meanwhile
@@ -337,11 +308,22 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.precision = choose_precision(self.device, self.settings.precision)
         seed_everything(self.settings.seed)
         super().initialize()
+        self.network = synchronize_batch_norms(self.network, self.ranks, self.device)
         self.grad_scaler = self.precision.grad_scaler()
         if self.settings.pretrained_weights is not None:
             checkpoint.load_pretrained(unwrap(self.network), self.settings.pretrained_weights)
         choose_memory_format(self)
         attach_modules(self)
+        self.ranks.copy_from_main([self.network, *self._modules.values()])
+
+    def _set_batch_size_and_oversample(self) -> None:
+        patches = self.labeled_batch_size
+        if patches is None:
+            patches = self.configuration_manager.batch_size
+        self.batch_size = self.ranks.even_share(patches, "labeled")
+
+    def _build_loss(self) -> nn.Module:
+        return share_loss(super()._build_loss(), self.ranks, self.label_manager.ignore_label)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         optimizer = self.new_optimizer(self.network.parameters())
@@ -360,6 +342,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         set_deep_supervision(self.network, enabled)
+
+    def print_to_log_file(self, *args: Any, **kwargs: Any) -> None:
+        if self.ranks.is_main:
+            super().print_to_log_file(*args, **kwargs)
 
     def print_plans(self) -> None:
         """Writes the plan to the log file; on the console it would bury everything else."""
@@ -387,7 +373,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         check_requirements(self)
-        super().on_train_start()
+        if self.ranks.is_main:
+            super().on_train_start()
+        else:  # without what nnU-Net writes
+            if not self.was_initialized:
+                self.initialize()
+            self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+            self.set_deep_supervision_enabled(self.enable_deep_supervision)
 
     def run_training(self) -> None:
         loop.train(self)

@@ -59,7 +59,7 @@ class MeanTeacher(SemiSupervisedTrainer):
 
     def with_noise(self, images: torch.Tensor) -> torch.Tensor:
         """``images`` plus clipped Gaussian noise, in units of the normalized intensities."""
-        noise = (self.noise_std * torch.randn_like(images)).clamp_(-self.noise_limit, self.noise_limit)
+        noise = (self.noise_std * self.randn_like(images)).clamp_(-self.noise_limit, self.noise_limit)
         return images + noise
 
     def after_step(self, step: Step) -> None:

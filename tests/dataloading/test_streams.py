@@ -15,17 +15,17 @@ from nnssl.errors import UserError
 class Draws:
     """A source that returns what the three global generators give."""
 
-    def generate_train_batch(self):
+    def generate_train_batch(self, announce):
         return {"data": torch.tensor([random.random(), np.random.rand(), torch.rand(1).item()])}
 
 
 class Fails:
-    def generate_train_batch(self):
+    def generate_train_batch(self, announce):
         raise RuntimeError("preprocessed case patient_7 cannot be read")
 
 
 class Dies:
-    def generate_train_batch(self):
+    def generate_train_batch(self, announce):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -13,21 +13,23 @@ from nnssl.trainers.engine import precision as precision_module
 from nnssl.trainers.engine.history import History, LossMeter, not_finite
 from nnssl.trainers.engine.memory_format import measure_memory_formats
 from nnssl.trainers.engine.precision import Precision, choose_precision
-from nnssl.trainers.engine.state import random_states, restore_random_states, seed_everything
+from nnssl.trainers.engine.state import seed_everything, seed_step
 from nnssl.trainers.engine.stopping import StopRequest
-from nnssl.utils.plain import plain
 
 CPU = torch.device("cpu")
 
 
-def test_random_states_come_back_exactly(tmp_path):
-    seed_everything(3)
-    random.random(), np.random.rand(), np.random.randn(), torch.rand(1)
-    torch.save(plain(random_states()), tmp_path / "states.pth")
-    expected = random.random(), np.random.rand(), np.random.randn(), torch.rand(1)
-    seed_everything(99)
-    restore_random_states(torch.load(tmp_path / "states.pth", weights_only=True))
-    assert (random.random(), np.random.rand(), np.random.randn(), torch.rand(1)) == expected
+def _draws() -> tuple[float, ...]:
+    return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+
+def test_what_a_step_draws_depends_on_seed_and_iteration_only():
+    draws = {}
+    for seed, iteration in ((3, 0), (3, 1), (4, 0), (3, 256), (3, 0)):
+        seed_step(seed, iteration, CPU)
+        now = _draws()
+        assert draws.setdefault((seed, iteration), now) == now
+    assert len({value for values in draws.values() for value in values}) == 3 * 4
 
 
 @pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "fp32")])
@@ -109,6 +111,19 @@ def test_loss_meter_means_and_state():
     assert other.means() == {"supervised": 3.0, "consistency": 3.0}
     other.clear()
     assert other.means() == {}
+
+
+def test_averaging_losses_over_ranks_keeps_their_order():
+    meter = LossMeter()
+    meter.average(lambda values: values)
+    assert meter.means() == {}
+    for value in (1.0, 2.0):
+        meter.add({"supervised": torch.tensor(value), "consistency": torch.tensor(10 * value)})
+    meter.add({"supervised": torch.tensor(6.0)})
+    meter.average(lambda values: values + 1)
+    assert meter.means() == {"supervised": 4.0, "consistency": 16.0}
+    meter.add({"supervised": torch.tensor(0.0)})
+    assert meter.means()["supervised"] == 3.0
 
 
 def test_not_finite_names_the_culprits():

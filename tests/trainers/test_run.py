@@ -126,7 +126,7 @@ def test_validation_only(tiny, capsys):
         (("Supervised", "0", "--c", "--val"), "give one of them"),
         (("Supervised", "0", "--c", "-pretrained_weights", "x.pth"), "weights of its own"),
         (("Supervised", "0", "--val_best", "--disable_checkpointing"), "--val_best"),
-        (("Supervised", "0", "-num_gpus", "2"), "several GPUs"),
+        (("Supervised", "0", "-num_gpus", "0"), "at least one process"),
         (("Supervised", "0", "-pretrained_weights", "missing.pth"), "checkpoint not found"),
         (("Supervised", "0", "--precision", "fp8"), "unknown precision"),
         (("Supervised", "0", "--memory-format", "upside_down"), "unknown memory format"),

@@ -13,7 +13,6 @@ from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.engine.run_settings import RunSettings
-from nnssl.trainers.engine.state import random_states, restore_random_states
 from nnssl.utils.files import atomic_path
 from nnssl.utils.plain import plain
 
@@ -29,7 +28,7 @@ def save(trainer: SemiSupervisedTrainer, filename: str | os.PathLike[str], *, re
     Args:
         trainer: an initialized trainer, between two steps.
         filename: where to.
-        resumable: False leaves out what only a resumed training needs (optimizer, student, random states).
+        resumable: False leaves out what only a resumed training needs (optimizer, student, modules).
     """
     deployed, student = trainer.deployed_network(), unwrap(trainer.network)
     logging = trainer.logger.get_checkpoint()
@@ -44,7 +43,6 @@ def save(trainer: SemiSupervisedTrainer, filename: str | os.PathLike[str], *, re
             "student": None if deployed is student else student.state_dict(),
             "modules": {name: module.state_dict() for name, module in trainer._modules.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer._optimizers.items()},
-            "random_states": random_states(),
             "losses": trainer.meter.state(),
             "history": trainer.history.rows,
         }
@@ -106,7 +104,6 @@ def load(trainer: SemiSupervisedTrainer, source: str | os.PathLike[str] | dict[s
         trainer.grad_scaler.load_state_dict(content["grad_scaler_state"])
     trainer.meter.restore({key: values.to(trainer.device) for key, values in side["losses"].items()})
     trainer.history.rows = side["history"]
-    restore_random_states(side["random_states"])
 
 
 def load_pretrained(network: nn.Module, filename: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ class LossMeter:
     def add(self, losses: dict[str, torch.Tensor]) -> None:
         for name, value in losses.items():
             self._values[name].append(value.detach())
+
+    def average(self, mean: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Replaces every value by its mean over the ranks; ``mean`` takes it of a tensor of any shape."""
+        if self._values:
+            together = mean(torch.stack([value for row in self._values.values() for value in row]))
+            parts = together.split([len(row) for row in self._values.values()])
+            self._values.update({name: list(part) for name, part in zip(self._values, parts, strict=True)})
 
     def means(self) -> dict[str, float]:
         """Mean of every loss since the last `clear`, in the order in which the names were first seen."""

@@ -25,6 +25,9 @@ SAVE_EVERY_SECONDS = 300.0
 PLOT_EVERY_SECONDS = 60.0
 STOP_FILE = "stop"
 
+# what a rank wishes before the next step; the largest wish of all ranks is done by all
+GO_ON, SAVE, STOP = range(3)
+
 LATEST, FINAL, BEST = "checkpoint_latest.pth", "checkpoint_final.pth", "checkpoint_best.pth"
 
 
@@ -32,17 +35,20 @@ def train(trainer: SemiSupervisedTrainer) -> None:
     """Trains from where ``trainer`` stands to its last epoch.
 
     A stop request (SIGTERM, Ctrl-C, or a file ``stop`` in the run folder) saves ``checkpoint_latest.pth`` after the
-    current step and ends the process with exit code 0.
+    current step and ends the process with exit code 0. Several ranks stop together, whichever was asked to, one step
+    later. Only the main rank watches for the file, writes and reports.
 
     Raises:
         UserError: if a loss is not finite or a worker process died.
     """
     trainer.on_train_start()
     folder = Path(trainer.output_folder)
-    for leftover in folder.glob(".tmp_*"):
-        leftover.unlink()
+    if trainer.ranks.is_main:
+        for leftover in folder.glob(".tmp_*"):
+            leftover.unlink()
+    stop_file = folder / STOP_FILE if trainer.ranks.is_main else None
     try:
-        with StopRequest(folder / STOP_FILE) as stop, _progress_bar(trainer) as bar:
+        with StopRequest(stop_file) as stop, _progress_bar(trainer) as bar:
             clock = _Clock()
             while trainer.current_epoch < trainer.num_epochs:
                 _run_epoch(trainer, stop, bar, clock)
@@ -62,7 +68,8 @@ class _Clock:
 def _progress_bar(trainer: SemiSupervisedTrainer) -> tqdm:
     total = trainer.num_epochs * trainer.num_iterations_per_epoch
     # disable=None: shown on a terminal, silent in log files, where one line per epoch is printed instead
-    return tqdm(total=total, initial=trainer.iteration, unit="step", disable=None, dynamic_ncols=True, smoothing=0.05)
+    hidden = None if trainer.ranks.is_main else True
+    return tqdm(total=total, initial=trainer.iteration, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
 
 
 def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clock: _Clock) -> None:
@@ -71,12 +78,11 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
     stream = trainer.dataloader_train
     began, steps, stream.waited = time.monotonic(), 0, 0.0
     while trainer.iteration < (epoch + 1) * trainer.num_iterations_per_epoch:
-        _maybe_stop(trainer, stop)
+        _save_or_stop(trainer, stop, clock)
         trainer.meter.add(trainer.train_step(next(stream)))
         steps += 1
         bar.update()
-        if time.monotonic() - clock.saved > SAVE_EVERY_SECONDS:
-            _save_latest(trainer, clock)
+    trainer.meter.average(trainer.ranks.mean)
     losses = trainer.meter.means()
     timing = {"step_seconds": (time.monotonic() - began) / max(steps, 1), "data_wait": stream.waited / max(steps, 1)}
     bad = not_finite(losses)
@@ -86,7 +92,7 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
             where=f"epoch {epoch} of {trainer.output_folder}",
             fix="lower the learning rate (--set initial_lr=...), or train with --precision fp32",
         )
-    _maybe_stop(trainer, stop)
+    _save_or_stop(trainer, stop, clock)
     _validate_online(trainer)
     _close_epoch(trainer, losses, timing, bar)
     _save_epoch(trainer, clock)
@@ -103,7 +109,8 @@ def _validate_online(trainer: SemiSupervisedTrainer) -> None:
     with torch.no_grad():
         trainer.on_validation_epoch_start()
         batches = (next(trainer.dataloader_val) for _ in range(trainer.num_val_iterations_per_epoch))
-        trainer.on_validation_epoch_end([trainer.validation_step(batch) for batch in batches])
+        outputs = [trainer.validation_step(batch) for batch in batches]
+        trainer.on_validation_epoch_end(trainer.ranks.gather(outputs))
 
 
 def _close_epoch(trainer: SemiSupervisedTrainer, losses: dict[str, float], timing: dict[str, float], bar: Any) -> None:
@@ -149,6 +156,8 @@ def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:
     folder = Path(trainer.output_folder)
     trainer.meter.clear()
     trainer.current_epoch += 1
+    if not trainer.ranks.is_main:
+        return
     trainer.history.write_csv(folder / "curves.csv")
     done = trainer.current_epoch == trainer.num_epochs
     if done or time.monotonic() - clock.plotted > PLOT_EVERY_SECONDS:
@@ -169,18 +178,25 @@ def _save_latest(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:
     clock.saved = time.monotonic()
 
 
-def _maybe_stop(trainer: SemiSupervisedTrainer, stop: StopRequest) -> None:
-    if not stop:
+def _save_or_stop(trainer: SemiSupervisedTrainer, stop: StopRequest, clock: _Clock) -> None:
+    """Saves, or saves and stops, if this or another rank wishes it."""
+    overdue = trainer.ranks.is_main and time.monotonic() - clock.saved > SAVE_EVERY_SECONDS
+    decision = trainer.ranks.agree(STOP if stop else SAVE if overdue else GO_ON)
+    if decision == GO_ON:
         return
-    trainer.save_checkpoint(str(Path(trainer.output_folder, LATEST)))
-    trainer.print_to_log_file(
-        f"stopped by {stop.reason} after step {trainer.iteration}; the same command with --c continues from here"
-    )
-    sys.exit(0)
+    trainer.meter.average(trainer.ranks.mean)
+    _save_latest(trainer, clock)
+    if decision == STOP:
+        reason = stop.reason or "a signal to another rank"
+        trainer.print_to_log_file(
+            f"stopped by {reason} after step {trainer.iteration}; the same command with --c continues from here"
+        )
+        sys.exit(0)
 
 
 def _finish(trainer: SemiSupervisedTrainer) -> None:
     folder = Path(trainer.output_folder)
     trainer.save_checkpoint(str(folder / FINAL))
-    (folder / LATEST).unlink(missing_ok=True)
+    if trainer.ranks.is_main:
+        (folder / LATEST).unlink(missing_ok=True)
     trainer.print_to_log_file("Training done.")

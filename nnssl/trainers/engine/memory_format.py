@@ -27,6 +27,26 @@ def check_memory_format(name: str) -> None:
         raise UserError("unknown memory format", found=name, expected=", ".join(NAMES))
 
 
+def choose_memory_format(trainer: SemiSupervisedTrainer) -> None:
+    """Lays out the network of ``trainer`` as its settings ask for, and records what ``auto`` has become."""
+    network, patch_size = unwrap(trainer.network), trainer.configuration_manager.patch_size
+    settings, device = trainer.settings, trainer.device
+    name = settings.memory_format
+    if name == "auto":
+        # CUDA kernels of nnU-Net's networks are contiguous; on CPUs channels-last is faster in fp32 at every width
+        # and patch that was measured (docs/performance.md), in bf16 it depends on them
+        name = "channels_last" if device.type == "cpu" else "contiguous"
+        if trainer.precision.name == "bf16" and device.type == "cpu" and not settings.deterministic:
+            shape = (trainer.batch_size + trainer.num_unlabeled, trainer.num_input_channels, *patch_size)
+            seconds = trainer.ranks.from_main(lambda: measure_memory_formats(network, shape, device, trainer.precision))
+            name = min(seconds, key=lambda key: seconds[key])
+            timings = ", ".join(f"{key} {value:.3f} s" for key, value in seconds.items())
+            trainer.print_to_log_file(f"forward and backward pass by memory format: {timings}; taking {name}")
+        settings.memory_format = name
+    trainer.memory_format = layout_named(name, len(patch_size))
+    set_memory_format(network, trainer.memory_format)
+
+
 def measure_memory_formats(
     network: nn.Module, input_shape: tuple[int, ...], device: torch.device, precision: Precision
 ) -> dict[str, float]:
@@ -51,22 +71,3 @@ def measure_memory_formats(
             if repetition > 0:  # the first one builds kernels
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
     return seconds
-
-
-def choose_memory_format(trainer: SemiSupervisedTrainer) -> None:
-    """Lays the network of ``trainer`` out as its settings say, or as is faster, and records the choice."""
-    network, patch_size = unwrap(trainer.network), trainer.configuration_manager.patch_size
-    name = trainer.settings.memory_format
-    if name == "auto":
-        # CUDA kernels of nnU-Net's networks are contiguous; on CPUs channels-last is faster in fp32 at every width
-        # and patch that was measured (docs/performance.md), in bf16 it depends on them
-        name = "channels_last" if trainer.device.type == "cpu" else "contiguous"
-        if trainer.precision.name == "bf16" and trainer.device.type == "cpu" and not trainer.settings.deterministic:
-            shape = (trainer.batch_size + trainer.num_unlabeled, trainer.num_input_channels, *patch_size)
-            seconds = measure_memory_formats(network, shape, trainer.device, trainer.precision)
-            name = min(seconds, key=lambda key: seconds[key])
-            timings = ", ".join(f"{key} {value:.3f} s" for key, value in seconds.items())
-            trainer.print_to_log_file(f"forward and backward pass by memory format: {timings}; taking {name}")
-        trainer.settings.memory_format = name
-    trainer.memory_format = layout_named(name, len(patch_size))
-    set_memory_format(network, trainer.memory_format)

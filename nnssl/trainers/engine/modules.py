@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nnssl.trainers.engine.distributed import synchronize_batch_norms
+
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
 
 
 def attach_modules(trainer: SemiSupervisedTrainer) -> None:
     """Builds the modules and optimizers of the method; the student's optimizer trains what no other one takes."""
-    trainer._modules = {name: module.to(trainer.device) for name, module in trainer.build_modules().items()}
+    trainer._modules = {
+        name: synchronize_batch_norms(module.to(trainer.device), trainer.ranks, trainer.device)
+        for name, module in trainer.build_modules().items()
+    }
     for name, module in trainer._modules.items():
         setattr(trainer, name, module)
     trainer._optimizers = trainer.build_optimizers()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnssl.dataloading.cases import NamedErrors, UnlabeledCases, unlabeled_folder, unlabeled_identifiers
+from nnssl.dataloading.rows import RowsLoader
 from nnssl.dataloading.streams import BatchStream, SeededBatches
 from nnssl.dataloading.unlabeled import UnlabeledLoader
 from nnssl.dataset.splits import Fold, load_fold
@@ -47,7 +47,10 @@ class TrainingStream:
 
 
 def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchStream]:
-    """Training and validation streams, both at the position where the training stands."""
+    """Training and validation streams, both at the position where the training stands.
+
+    Each rank makes its own rows of the batches that one process would make alone.
+    """
     patch_size = trainer.configuration_manager.patch_size
     geometry = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     rotation, dummy_2d, initial_patch_size, mirror_axes = geometry
@@ -61,18 +64,20 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
         "ignore_label": manager.ignore_label,
     }
     workers = worker_counts(trainer)
+    ranks = trainer.ranks
 
     def stream(name: str, source: Any, start: int) -> BatchStream:
         batches = SeededBatches(source, name, trainer.seed)
         return BatchStream(batches, start, workers[name], pin_memory=trainer.device.type == "cuda")
 
-    def labeled_loader(cases: Any, size: Any, transforms: BasicTransform) -> nnUNetDataLoader:
-        return nnUNetDataLoader(
+    def labeled_loader(cases: Any, size: Any, transforms: BasicTransform) -> RowsLoader:
+        return RowsLoader(
             NamedErrors(cases),
-            trainer.batch_size,
+            trainer.batch_size * ranks.size,
             size,
             patch_size,
             manager,
+            rows=ranks.rows(trainer.batch_size),
             oversample_foreground_percent=trainer.oversample_foreground_percent,
             transforms=transforms,
             probabilistic_oversampling=trainer.probabilistic_oversampling,
@@ -95,11 +100,12 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
         cases = UnlabeledCases(folder, trainer.split().unlabeled, with_mask=masked is not None and any(masked))
         unlabeled_loader = UnlabeledLoader(
             NamedErrors(cases),  # type: ignore[arg-type]
-            trainer.num_unlabeled,
+            trainer.num_unlabeled * ranks.size,
             initial_patch_size,
             patch_size,
             manager,
             training_transforms(scales=None),
+            ranks.rows(trainer.num_unlabeled),
         )
         unlabeled = stream("unlabeled", unlabeled_loader, trainer.iteration)
     validation_transforms = trainer.get_validation_transforms(scales, **labels)

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from nnssl.errors import UserError
 from nnssl.inference.device import choose_device
 from nnssl.preprocessing.configuration import require_preprocessed
 from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine.distributed import current_ranks, joined, ranks_of_environment
+from nnssl.trainers.engine.launch import launch
 from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run_settings import RunSettings
@@ -58,12 +60,21 @@ class TrainingRequest:
 
 
 def run(request: TrainingRequest) -> None:
-    """Trains and validates as requested.
+    """Trains and validates as requested, in this process, in ``num_gpus`` new ones, or as one of those of torchrun.
 
     Raises:
         UserError: for anything a user can mend, before the first step wherever possible.
     """
     _check_flags(request)
+    if request.num_gpus > 1:
+        launch(_run_rank, (replace(request, num_gpus=1),), request.num_gpus)
+    else:
+        with joined(ranks_of_environment()):
+            _run_rank(request)
+
+
+def _run_rank(request: TrainingRequest) -> None:
+    ranks = current_ranks()
     trainer_class = get_trainer(request.trainer)
     if not issubclass(trainer_class, SemiSupervisedTrainer):
         raise UserError(
@@ -75,9 +86,9 @@ def run(request: TrainingRequest) -> None:
     trainer = build_trainer(request, trainer_class, device)
     folder = Path(trainer.output_folder)
     trainer.disable_checkpointing = request.disable_checkpointing
-    start = _checkpoint_to_load(request, folder)
+    start = ranks.from_main(lambda: _checkpoint_to_load(request, folder))
     if start is not None:
-        trainer.load_checkpoint(str(start))
+        trainer.load_checkpoint(start)
         if overrides:
             trainer.print_to_log_file("--set, --epochs and --iterations-per-epoch are those of the continued run")
     else:
@@ -86,8 +97,11 @@ def run(request: TrainingRequest) -> None:
         check_requirements(trainer)
         if not trainer.was_initialized:
             trainer.initialize()
-        record_run(trainer)
+        if ranks.is_main:
+            record_run(trainer)
         trainer.run_training()
+    # the rest is done by each on its own, and takes unequal times
+    ranks.disconnect()
     if request.validate_best:
         trainer.load_checkpoint(str(folder / BEST))
     trainer.perform_actual_validation(request.save_probabilities)
@@ -96,13 +110,28 @@ def run(request: TrainingRequest) -> None:
 def prepare_device(name: str | None) -> torch.device:
     """`choose_device`, with a sentence if the choice fell on the CPU, and the number of threads set.
 
-    All cores that this process may use work on the step on a CPU; beside an accelerator one thread is best.
+    All cores that this process may use work on the step on a CPU; beside an accelerator one thread is best. The ranks
+    of a machine share its cores, and get a CUDA device each.
     """
+    ranks = current_ranks()
     device = choose_device(name)
     if name is None and device.type == "cpu":
         print("No CUDA device found: running on the CPU.")
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if device.type == "cpu" else 1)
-    return device
+    cores = len(os.sched_getaffinity(0)) // ranks.local_size
+    torch.set_num_threads(max(1, cores) if device.type == "cpu" else 1)
+    if ranks.size == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise UserError(f"several processes cannot train on {device.type}", fix="leave -num_gpus out")
+    if ranks.local_size > torch.cuda.device_count():
+        raise UserError(
+            "there are fewer CUDA devices than processes",
+            expected=f"{ranks.local_size} devices",
+            found=torch.cuda.device_count(),
+            fix="start fewer processes, or look at CUDA_VISIBLE_DEVICES",
+        )
+    torch.cuda.set_device(ranks.local_rank)
+    return torch.device("cuda", ranks.local_rank)
 
 
 def build_trainer(
@@ -143,6 +172,7 @@ def record_run(trainer: SemiSupervisedTrainer) -> None:
             "configuration": trainer.configuration_name,
             "fold": trainer.fold,
             "device": str(trainer.device),
+            "processes": trainer.ranks.size,
             "versions": {
                 "nnssl": nnssl.__version__,
                 "python": platform.python_version(),
@@ -185,8 +215,10 @@ def _check_flags(request: TrainingRequest) -> None:
         raise UserError("a training that is continued has weights of its own", fix="leave -pretrained_weights out")
     if request.validate_best and request.disable_checkpointing:
         raise UserError("--val_best needs the checkpoints that --disable_checkpointing leaves out")
-    if request.num_gpus != 1:
-        raise UserError("training on several GPUs is not available yet", found=f"-num_gpus {request.num_gpus}")
+    if request.num_gpus < 1:
+        raise UserError("a training needs at least one process", found=f"-num_gpus {request.num_gpus}")
+    if request.num_gpus > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("the number of processes is given twice, to torchrun and here", fix="leave -num_gpus out")
 
 
 def _fold(text: str) -> int | str:
@@ -215,18 +247,18 @@ def _only_plans(base: Path, name: str) -> str:
     )
 
 
-def _checkpoint_to_load(request: TrainingRequest, folder: Path) -> Path | None:
+def _checkpoint_to_load(request: TrainingRequest, folder: Path) -> str | None:
     existing = [folder / name for name in (FINAL, LATEST) if (folder / name).is_file()]
     if request.only_validate:
         if not (folder / FINAL).is_file():
             raise UserError(
                 "the training is not finished, so it cannot be validated", where=folder, fix="train with --c"
             )
-        return folder / FINAL
+        return str(folder / FINAL)
     if request.resume:
         if not existing:
             print(f"There is no checkpoint to continue from in {folder}: starting a new training.")
-        return existing[0] if existing else None
+        return str(existing[0]) if existing else None
     if existing and not request.overwrite:
         raise UserError(
             "this run has been trained before",

@@ -1,10 +1,9 @@
-"""Random generator states and seeds of the main process."""
+"""Seeds of the process that trains."""
 
 from __future__ import annotations
 
 import os
 import random
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,33 +16,28 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_step(seed: int, iteration: int, device: torch.device) -> None:
+    """Seeds what a training step draws from (seed, iteration), so that it draws the same after a resumption.
+
+    All ranks draw the same numbers: what differs between patches has to be drawn for the global batch (see
+    ``SemiSupervisedTrainer.randn_like``). Nothing waits for the device.
+    """
+    python_seed, numpy_seed, torch_seed = (
+        int(word) for word in np.random.SeedSequence((seed, iteration + 1)).generate_state(3)
+    )
+    random.seed(python_seed)
+    np.random.seed(numpy_seed)
+    # torch.manual_seed asks for every kind of device, which takes longer than all the rest
+    torch.random.default_generator.manual_seed(torch_seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(torch_seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(torch_seed)
+
+
 def make_deterministic() -> None:
     """Bit-exact repetition on the same machine: deterministic kernels only, no benchmark-chosen algorithms."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-
-
-def random_states() -> dict[str, Any]:
-    """States of all generators of this process as plain containers and tensors."""
-    state: Any = np.random.get_state()
-    name, keys, position, has_gauss, gauss = state
-    version, internal, gauss_next = random.getstate()
-    return {
-        "python": [version, list(internal), gauss_next],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Puts back what `random_states` returned; CUDA states only if the number of devices is the same."""
-    version, internal, gauss_next = states["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    name, keys, position, has_gauss, gauss = states["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(states["torch"].cpu())
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])

@@ -18,16 +18,17 @@ class StopRequest:
     signals to the main thread.
 
     Args:
-        stop_file: the request is also made by creating this file; it is removed when the context ends.
+        stop_file: the request is also made by creating this file; it is removed when the context ends. None watches
+            for signals only.
     """
 
-    def __init__(self, stop_file: Path):
+    def __init__(self, stop_file: Path | None):
         self.stop_file = stop_file
         self.reason: str | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self.stop_file.unlink(missing_ok=True)
+        self._remove_stop_file()
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self
@@ -35,12 +36,16 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self.stop_file.unlink(missing_ok=True)
+        self._remove_stop_file()
 
     def __bool__(self) -> bool:
-        if self.reason is None and self.stop_file.exists():
+        if self.reason is None and self.stop_file is not None and self.stop_file.exists():
             self.reason = f"stop file {self.stop_file.name}"
         return self.reason is not None
+
+    def _remove_stop_file(self) -> None:
+        if self.stop_file is not None:
+            self.stop_file.unlink(missing_ok=True)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from pathlib import Path
@@ -43,8 +44,9 @@ class FloatHeads(nn.Module):
 def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -> None:
     """Predicts the validation cases of the fold with the deployed network and evaluates them.
 
-    Writes ``validation/<case>`` and ``validation/summary.json``. Fold ``all`` has no validation cases: its labeled
-    cases were trained on, and a Dice on them would only please.
+    Several ranks predict a part each, and the main one evaluates; they need not be connected any more. Writes
+    ``validation/<case>`` and ``validation/summary.json``. Fold ``all`` has no validation cases: its labeled cases were
+    trained on, and a Dice on them would only please.
     """
     cases = [] if trainer.fold == "all" else trainer.split().val
     if not cases:
@@ -53,12 +55,15 @@ def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -
     folder = Path(trainer.output_folder, "validation")
     folder.mkdir(parents=True, exist_ok=True)
     _predict_cases(trainer, cases, folder, save_probabilities)
+    trainer.ranks.finish()
+    if not trainer.ranks.is_main:
+        return
     result = evaluate_folders(
         Path(trainer.preprocessed_dataset_folder_base, "gt_segmentations"),
         folder,
         dataset_json=trainer.dataset_json,
         cases=cases,
-        num_processes=_export_processes(len(cases)),
+        num_processes=_export_processes(len(cases), 1),
     )
     result.write(folder / "summary.json")
     for name, dice in result.per_class["Dice"].items():
@@ -85,11 +90,13 @@ def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Pat
         cases,
         folder_with_segs_from_previous_stage=trainer.folder_with_segs_from_previous_stage,
     )
-    processes = _export_processes(len(cases))
+    ranks = trainer.ranks
+    processes = _export_processes(len(cases) // ranks.size, ranks.local_size)
     pool = multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else None
     pending = []
     try:
-        for case in tqdm(cases, desc="validation", disable=None):
+        hidden = None if ranks.is_main else True
+        for case in tqdm(ranks.deal(cases), "validation", math.ceil(len(cases) / ranks.size), disable=hidden):
             image, properties = _image(trainer, dataset, case)
             with deep_supervision(network, False):
                 logits = predictor.predict_sliding_window_return_logits(image).float().cpu()
@@ -137,6 +144,9 @@ def _exports(
     return calls
 
 
-def _export_processes(cases: int) -> int:
-    """Processes for export and evaluation; each costs seconds to start, so few cases get few."""
-    return max(1, min(default_num_processes, (os.cpu_count() or 1) // 2, cases // 4))
+def _export_processes(cases: int, ranks: int) -> int:
+    """Processes for export and evaluation of each of the ``ranks`` of this machine.
+
+    Each costs seconds to start, so few cases get few.
+    """
+    return max(1, min(default_num_processes, (os.cpu_count() or 1) // 2 // ranks, cases // 4))

@@ -1,0 +1,70 @@
+"""nnU-Net's loader, sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+
+class RowsLoader(nnUNetDataLoader):
+    """nnU-Net's loader for some rows of a batch.
+
+    The rows that several of these loaders make, each for its own share, are those that one makes alone: the cases of
+    the whole batch are drawn, which rows show foreground for certain is decided by their positions in the whole batch,
+    and before a row is drawn its position is announced, for its own seed.
+
+    Args:
+        cases: preprocessed cases.
+        batch_size: rows of the whole batch.
+        initial_patch_size: patch cut from the image, large enough for the spatial transforms.
+        patch_size: patch after the transforms.
+        label_manager: nnU-Net's.
+        rows: positions of the rows to make; all if None.
+        options: of nnU-Net's loader.
+    """
+
+    def __init__(
+        self,
+        cases: Any,
+        batch_size: int,
+        initial_patch_size: Sequence[int] | np.ndarray,
+        patch_size: Sequence[int] | np.ndarray,
+        label_manager: LabelManager,
+        *,
+        rows: range | None = None,
+        **options: Any,
+    ):
+        super().__init__(cases, batch_size, initial_patch_size, patch_size, label_manager, **options)
+        self.rows = range(batch_size) if rows is None else rows
+        self.whole_batch_size = batch_size
+        last_percent = [self._oversample_last_XX_percent(row) for row in range(batch_size)]
+        probabilistic = options.get("probabilistic_oversampling", False)
+        self._show_foreground = self._probabilistic_oversampling if probabilistic else last_percent.__getitem__
+        # nnU-Net asks this of every row before it draws anything for it
+        self.get_do_oversample = self._begin_row
+        self._announce: Callable[[int], None] = _ignore
+        # from here on what nnU-Net allocates
+        self.batch_size = len(self.rows)
+
+    def generate_train_batch(self, announce: Callable[[int], None] | None = None) -> dict[str, Any]:
+        """nnU-Net's batch of these rows; ``announce`` is called with the position of each before it is drawn."""
+        self._announce = announce or _ignore
+        return super().generate_train_batch()
+
+    def get_indices(self) -> list[str]:
+        """Case names of these rows."""
+        cases = np.random.choice(self.indices, self.whole_batch_size, replace=True, p=self.sampling_probabilities)
+        return [cases[row] for row in self.rows]
+
+    def _begin_row(self, index: int) -> bool:
+        position = self.rows[index]
+        self._announce(position)
+        return self._show_foreground(position)
+
+
+def _ignore(position: int) -> None:
+    """Nobody needs to know."""

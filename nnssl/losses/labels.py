@@ -1,0 +1,67 @@
+"""Hard labels and their cross entropy, for classes (softmax) and for overlapping regions (sigmoid)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
+
+
+def most_likely_classes(logits: torch.Tensor) -> torch.Tensor:
+    """``(N, K, *S)`` to class numbers ``(N, 1, *S)``, without gradient."""
+    return logits.detach().argmax(1, keepdim=True)
+
+
+def most_likely_regions(logits: torch.Tensor) -> torch.Tensor:
+    """``(N, R, *S)`` to ``(N, R, *S)`` boolean: where the sigmoid exceeds one half; without gradient."""
+    return logits.detach() > 0
+
+
+def class_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of every voxel.
+
+    Args:
+        logits: ``(N, K, *S)``.
+        labels: class numbers ``(N, 1, *S)`` of any number format.
+
+    Returns:
+        ``(N, 1, *S)``.
+
+    >>> class_cross_entropy(torch.zeros(1, 2, 1), torch.ones(1, 1, 1))
+    tensor([[[0.6931]]])
+    """
+    return cross_entropy(logits, labels[:, 0].long(), reduction="none")[:, None]
+
+
+def region_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of every voxel, mean over the regions.
+
+    Args:
+        logits: ``(N, R, *S)``.
+        labels: ``(N, R, *S)``, boolean or 0 and 1.
+
+    Returns:
+        ``(N, 1, *S)``.
+    """
+    return binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(1, keepdim=True)
+
+
+def resized_labels(labels: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Labels ``(N, C, *S)`` for heads of lower resolution, resized as nnU-Net resizes its references.
+
+    Args:
+        labels: of the full resolution, boolean or numbers.
+        shapes: spatial shape of each head.
+
+    Returns:
+        One tensor ``(N, C, *shape)`` per shape, in the number format of ``labels``.
+    """
+    full = labels.shape[2:]
+    as_float = labels.float() if any(tuple(shape) != tuple(full) for shape in shapes) else labels
+    return [
+        labels
+        if tuple(shape) == tuple(full)
+        else interpolate(as_float, tuple(shape), mode="nearest-exact").to(labels.dtype)
+        for shape in shapes
+    ]

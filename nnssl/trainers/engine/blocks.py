@@ -1,0 +1,125 @@
+"""What methods are built from: networks, teachers, optimizers, noise and losses in the settings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnssl.losses.labels import (
+    class_cross_entropy,
+    most_likely_classes,
+    most_likely_regions,
+    region_cross_entropy,
+)
+from nnssl.networks.ema import EMATeacher
+from nnssl.networks.memory_format import set_memory_format
+from nnssl.networks.unwrap import set_deep_supervision, unwrap
+from nnssl.trainers.engine.distributed import Ranks
+from nnssl.trainers.engine.precision import Precision
+
+
+class BuildingBlocks(nnUNetTrainer):
+    """The part of ``SemiSupervisedTrainer`` that methods call and none overrides."""
+
+    network: nn.Module
+    optimizer_name: Literal["SGD", "AdamW"]
+    ranks: Ranks
+    precision: Precision
+    memory_format: torch.memory_format
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Softmax over classes, or sigmoid where labels are overlapping regions; shape is kept."""
+        return logits.sigmoid() if self.label_manager.has_regions else logits.softmax(1)
+
+    def heads(self, network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+        """Float32 logits of ``network`` in this run's precision, full resolution first."""
+        with self.precision.autocast():
+            output = network(images.contiguous(memory_format=self.memory_format))
+        return [head.float() for head in (output if isinstance(output, (list, tuple)) else [output])]
+
+    def segmentation_loss(self, heads: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
+        """nnU-Net's loss of logits against a reference, both one tensor per head, full resolution first."""
+        return self.loss(heads, target) if self.enable_deep_supervision else self.loss(heads[0], target[0])
+
+    def hard_labels(self, logits: torch.Tensor) -> torch.Tensor:
+        """Most likely classes ``(N, 1, *S)``, or regions ``(N, R, *S)`` as booleans; no gradient."""
+        return most_likely_regions(logits) if self.label_manager.has_regions else most_likely_classes(logits)
+
+    def cross_entropy(
+        self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mean over annotated voxels of the negative log-likelihood of classes or regions, 0 if there are none.
+
+        Args:
+            logits: ``(N, K, *S)``.
+            target: hard labels as from `hard_labels`, or a reference of the labeled stream ``(N, C, *S)``.
+            weight: ``(N, 1, *S)`` or what broadcasts to it, for a weighted mean.
+        """
+        likelihood, annotated = self._likelihood(logits, target)
+        if annotated is not None:
+            weight = annotated.to(logits.dtype) if weight is None else weight * annotated
+        if weight is None:
+            return likelihood.mean()
+        weight = weight.to(logits.dtype).expand_as(likelihood)
+        # where ranks share the batch, each divides by the same area
+        return (likelihood * weight).sum() / self.ranks.mean(weight.sum()).clamp_min(1e-8)
+
+    def _likelihood(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Cross entropy of voxels, and which of them are annotated (None: all)."""
+        if self.label_manager.has_regions:
+            regions = logits.shape[1]
+            ignored = target[:, regions:] if target.shape[1] > regions else None
+            return region_cross_entropy(logits, target[:, :regions]), None if ignored is None else ~ignored.bool()
+        ignore_label = self.label_manager.ignore_label
+        if ignore_label is None:
+            return class_cross_entropy(logits, target), None
+        annotated = target != ignore_label
+        return class_cross_entropy(logits, target * annotated), annotated
+
+    def over_heads(
+        self, loss: Callable[..., torch.Tensor], heads: list[torch.Tensor], *others: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """``loss(head, *others of that head)``, summed over heads with nnU-Net's weights of deep supervision."""
+        if not self.enable_deep_supervision:
+            return loss(heads[0], *(other[0] for other in others))
+        return DeepSupervisionWrapper(loss, self.loss.weight_factors)(heads, *others)
+
+    def new_network(self) -> nn.Module:
+        """Another network of the plan with weights of its own, on the device and in this run's memory format."""
+        network = self.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            self.enable_deep_supervision,
+        ).to(self.device)
+        set_memory_format(network, self.memory_format)
+        if self._do_i_compile():
+            network.compile()
+        return network
+
+    def new_teacher(self) -> EMATeacher:
+        """Copy of the student that follows it by averaging and predicts at full resolution only."""
+        teacher = EMATeacher(unwrap(self.network))
+        set_deep_supervision(teacher.network, False)
+        if self._do_i_compile():
+            teacher.network.compile()
+        return teacher
+
+    def new_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """An optimizer with the settings of this run for ``parameters``."""
+        if self.optimizer_name == "AdamW":
+            return torch.optim.AdamW(parameters, self.initial_lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            parameters, self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay
+        )
+
+    def randn_like(self, patches: torch.Tensor) -> torch.Tensor:
+        """Standard normal noise of the shape ``(B, ...)`` of patches, the same for any number of ranks."""
+        shape = (len(patches) * self.ranks.size, *patches.shape[1:])
+        return self.ranks.own_rows(torch.randn(shape, dtype=patches.dtype, device=patches.device))

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support.tiny import Tiny
+
+
+@pytest.fixture(autouse=True)
+def any_kernels():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def heads_and_targets(tiny: Tiny, trainer) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    heads, targets = [], []
+    for edge in (16, 8):
+        shape = (edge,) * tiny.dimensions
+        heads.append(torch.randn((2, trainer.label_manager.num_segmentation_heads, *shape), generator=generator))
+        if tiny.regions:
+            targets.append(torch.rand((2, 2 + tiny.ignore, *shape), generator=generator) > 0.5)
+        else:
+            targets.append(torch.randint(tiny.classes + tiny.ignore, (2, 1, *shape), generator=generator).short())
+    return heads, targets
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+@pytest.mark.parametrize("regions", [False, True])
+def test_cross_entropy_over_heads_is_that_of_nnunets_loss(tmp_path, monkeypatch, regions, ignore):
+    tiny = Tiny(regions=regions, ignore=ignore, classes=3).write(tmp_path, monkeypatch)
+    trainer = tiny.trainer("Supervised")
+    heads, targets = heads_and_targets(tiny, trainer)
+    trainer.loss.loss.weight_dice = 0
+    expected = trainer.loss(heads, targets)
+    if regions and ignore:  # where nnU-Net takes the sum over the two regions, not their mean
+        expected = expected / 2
+    torch.testing.assert_close(trainer.over_heads(trainer.cross_entropy, heads, targets), expected)
+
+
+def test_only_the_full_resolution_counts_without_deep_supervision(tmp_path, monkeypatch):
+    tiny = Tiny().write(tmp_path, monkeypatch)
+    trainer = tiny.trainer("Supervised", enable_deep_supervision=False)
+    heads, targets = heads_and_targets(tiny, trainer)
+    expected = trainer.cross_entropy(heads[0], targets[0])
+    assert trainer.over_heads(trainer.cross_entropy, heads, targets) == expected
+
+
+def test_weights_choose_the_voxels_that_cross_entropy_averages(tmp_path, monkeypatch):
+    tiny = Tiny().write(tmp_path, monkeypatch)
+    trainer = tiny.trainer("Supervised")
+    (logits, _), (target, _) = heads_and_targets(tiny, trainer)
+    left = torch.zeros(1, 1, 16, 16, 16)
+    left[..., :8] = 1
+    expected = trainer.cross_entropy(logits[..., :8], target[..., :8])
+    torch.testing.assert_close(trainer.cross_entropy(logits, target, left), expected)
+    assert trainer.cross_entropy(logits, target, torch.zeros_like(left)) == 0
+
+
+def test_hard_labels_of_a_prediction_are_its_targets(tmp_path, monkeypatch):
+    for regions in (False, True):
+        tiny = Tiny(regions=regions, classes=3).write(tmp_path / str(regions), monkeypatch)
+        trainer = tiny.trainer("Supervised")
+        (logits, _), _ = heads_and_targets(tiny, trainer)
+        labels = trainer.hard_labels(logits)
+        assert labels.shape[1] == (2 if regions else 1)
+        assert trainer.cross_entropy(1e4 * logits, labels) < 1e-3

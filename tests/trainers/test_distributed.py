@@ -1,0 +1,385 @@
+"""Trainings that several processes share (gloo, CPU), against the same training in one process.
+
+Starting processes anew costs seconds, so most are forked here, as no CUDA device is in use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnssl.cli import run as run_command
+from nnssl.errors import UserError
+from nnssl.inference.checkpoint import read_model_checkpoint
+from nnssl.networks.unwrap import unwrap
+from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine import run as run_module
+from nnssl.trainers.engine.distributed import Ranks, current_ranks, ranks_of_environment, synchronize_batch_norms
+from nnssl.trainers.engine.launch import launch
+from nnssl.trainers.registry import trainer_names
+from nnssl.utils.files import write_json
+from tests.support import ranks as rank_functions
+from tests.support.tiny import DEVICE, PLANS, Tiny
+
+NAMES = trainer_names()
+# what the loss of a shared batch has to look after
+VARIANTS: dict[str, dict[str, Any]] = {
+    "Dice of the batch": {"dimensions": 2, "labeled_batch": 4},
+    "ignore label": {"ignore": True, "labeled_batch": 4},
+    "regions and ignore label": {"ignore": True, "regions": True, "classes": 3, "labeled_batch": 4},
+}
+STEPS = 3
+
+pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="two processes would need two devices")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _restore_torch() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def _data(folder: Path, **options: Any) -> Tiny:
+    return Tiny(**{"labeled": 3, "labeled_batch": 2, "unlabeled_batch": 4} | options, folder=folder)
+
+
+# ---------------------------------------------------------------------- in the processes
+
+
+def _look(data: Tiny, name: str) -> dict[str, Any]:
+    """Batches, gradients, weights and results of a few steps."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        os.environ[variable] = str(data.folder / variable)
+    trainer = data.trainer(name, fold=0)
+    terms = trainer.unsupervised_loss
+    # at the start of a training they are too small to be seen in the sum
+    trainer.unsupervised_loss = lambda step: {key: 1000 * value for key, value in terms(step).items()}
+    trainer.on_train_start()
+    batches, gradients = [], {}
+    for i in range(STEPS):
+        batches.append(next(trainer.dataloader_train))
+        trainer.meter.add(trainer.train_step(batches[-1]))
+        if i == 0:
+            gradients = {key: p.grad for key, p in unwrap(trainer.network).named_parameters() if p.grad is not None}
+    trainer.meter.average(trainer.ranks.mean)
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        outputs = [trainer.validation_step(next(trainer.dataloader_val)) for _ in range(2)]
+    trainer.on_validation_epoch_end(trainer.ranks.gather(outputs))
+    trainer.ranks.disconnect()
+    return {
+        "labeled": torch.stack([batch["data"] for batch in batches]),
+        "unlabeled": None if not trainer.uses_unlabeled else torch.stack([batch["unlabeled"] for batch in batches]),
+        "gradients": gradients,
+        "weights": _all_weights(trainer),
+        "losses": trainer.meter.means(),
+        "validation": {key: trainer.logger.get_value(key, -1) for key in ("val_losses", "dice_per_class_or_region")},
+    }
+
+
+def _all_weights(trainer: Any) -> dict[str, torch.Tensor]:
+    modules = {"student": unwrap(trainer.network), **trainer._modules}
+    return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+
+
+def _look_and_stop(folder: Path) -> None:
+    """As a rank: looks at all trainers and variants, then trains until a stop file appears after step 4."""
+    torch.set_num_threads(1)
+    rank = current_ranks().rank
+    for name in NAMES:
+        torch.save(_look(_data(folder / "3D"), name), folder / f"{name}_{rank}.pth")
+    for variant, options in VARIANTS.items():
+        torch.save(_look(_data(folder / variant, **options), "Supervised"), folder / f"{variant}_{rank}.pth")
+    os.environ["nnUNet_preprocessed"] = str(folder / "3D" / "nnUNet_preprocessed")
+    os.environ["nnUNet_results"] = str(folder / "stopped")
+    trainer = _data(folder / "3D").trainer("MeanTeacher", fold=0, num_iterations_per_epoch=3)
+    real = trainer.train_step
+
+    def train_step(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        losses = real(batch)
+        if trainer.iteration == 4 and rank == 0:
+            Path(trainer.output_folder, "stop").touch()
+        return losses
+
+    trainer.train_step = train_step
+    with pytest.raises(SystemExit, match="0"):
+        trainer.run_training()
+    (folder / f"stopped_{rank}").write_text(str(trainer.iteration))
+
+
+# ---------------------------------------------------------------------- two processes against one
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with data sets and with what two ranks saw and left there."""
+    folder = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, options in ({"3D": {}} | VARIANTS).items():
+            data = _data(folder / name, **options).write(folder / name, patch)
+            # two validation cases, one for each rank
+            write_json([{"train": ["labeled_0"], "val": ["labeled_1", "labeled_2"]}], data.base / "splits_final.json")
+        launch(_look_and_stop, (folder,), 2, "fork")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def whole(looked: Path) -> Path:
+    """Results of a training of MeanTeacher that one process has made alone and undisturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        _use(patch, looked, "whole")
+        assert run_command("train", [*COMMAND, "--deterministic", *BUDGET]) == 0
+    return looked / "whole"
+
+
+COMMAND = ("901", "MeanTeacher", "0", "-p", PLANS, "-device", "cpu")
+BUDGET = ("--epochs", "2", "--iterations-per-epoch", "3", "--seed", "0")
+
+
+def _use(patch: pytest.MonkeyPatch, folder: Path, results: str) -> None:
+    patch.setenv("nnUNet_preprocessed", str(folder / "3D" / "nnUNet_preprocessed"))
+    patch.setenv("nnUNet_results", str(folder / results))
+    patch.setenv("nnUNet_n_proc_DA", "0")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
+def test_two_ranks_do_the_steps_of_one_process(name, looked, monkeypatch):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(variable, "")
+    ranks = [torch.load(looked / f"{name}_{rank}.pth", weights_only=False) for rank in range(2)]
+    if name in VARIANTS:
+        alone = _look(_data(looked / name, **VARIANTS[name]), "Supervised")
+    else:
+        alone = _look(_data(looked / "3D"), name)
+    assert torch.equal(torch.cat([one["labeled"] for one in ranks], 1), alone["labeled"])
+    if alone["unlabeled"] is not None:
+        assert torch.equal(torch.cat([one["unlabeled"] for one in ranks], 1), alone["unlabeled"])
+        assert sum(value for key, value in alone["losses"].items() if key not in ("loss", "supervised")) > 0.01
+    for one in ranks:
+        assert one["weights"].keys() == alone["weights"].keys()
+        assert all(torch.equal(value, ranks[0]["weights"][key]) for key, value in one["weights"].items())
+        _assert_close(one["gradients"], alone["gradients"])
+        _assert_close(one["weights"], alone["weights"])
+        assert one["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+        assert one["validation"]["val_losses"] == pytest.approx(alone["validation"]["val_losses"], rel=1e-4)
+        assert one["validation"]["dice_per_class_or_region"] == pytest.approx(
+            alone["validation"]["dice_per_class_or_region"], abs=1e-3
+        )
+
+
+def _assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    # the gradient of a bias before a norm is 0 but for rounding, hence a share of the largest of all
+    largest = max(float(value.abs().max()) for value in expected.values())
+    for key, value in expected.items():
+        tolerance = 1e-4 * float(value.abs().max()) + 1e-5 * largest
+        torch.testing.assert_close(found[key], value, rtol=0, atol=tolerance, msg=lambda text, k=key: f"{k}: {text}")
+
+
+def _finished(results: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], dict[str, Any]]:
+    """Weights, curves and validation of a finished run."""
+    (folder,) = results.glob("*/MeanTeacher__*/fold_0")
+    content = read_model_checkpoint(folder / "checkpoint_final.pth")
+    side = content["semi_supervised"]
+    weights = {f"teacher.{key}": value for key, value in side["modules"]["teacher"].items()}
+    summary = json.loads((folder / "validation" / "summary.json").read_text())
+    return content["network_weights"] | weights, side["history"], summary
+
+
+def _assert_same_run(found: Path, expected: Path) -> None:
+    (weights, curves, summary), (other_weights, other_curves, other_summary) = _finished(found), _finished(expected)
+    _assert_close(weights, other_weights)
+    for row, other in zip(curves, other_curves, strict=True):
+        for key in ("loss", "supervised", "consistency", "val_loss", "pseudo_dice"):
+            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-6)
+    assert [case["prediction_file"].split("/")[-1] for case in summary["metric_per_case"]] == [
+        "labeled_1.nii.gz",
+        "labeled_2.nii.gz",
+    ]
+    assert summary["foreground_mean"]["Dice"] == pytest.approx(other_summary["foreground_mean"]["Dice"], abs=1e-2)
+
+
+def test_two_ranks_stop_together_and_one_process_goes_on(looked, whole, monkeypatch):
+    steps = {(looked / f"stopped_{rank}").read_text() for rank in range(2)}
+    assert steps == {"5"}, "asked for after step 4, agreed upon during step 5"
+    _use(monkeypatch, looked, "stopped")
+    assert run_command("train", [*COMMAND, "--c"]) == 0
+    _assert_same_run(looked / "stopped", whole)
+
+
+def test_one_process_stops_and_two_of_torchrun_go_on(looked, whole, monkeypatch):
+    _use(monkeypatch, looked, "resumed")
+    real = SemiSupervisedTrainer.train_step
+
+    def train_step(self: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        losses = real(self, batch)
+        if self.iteration == 4:
+            Path(self.output_folder, "stop").touch()
+        return losses
+
+    monkeypatch.setattr(SemiSupervisedTrainer, "train_step", train_step)
+    with pytest.raises(SystemExit):
+        run_command("train", [*COMMAND, "--deterministic", *BUDGET])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "nnssl", "train", *COMMAND, "--c"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("epoch 2/2") == 1
+    assert done.stdout.count("Mean Validation Dice") == 1
+    _assert_same_run(looked / "resumed", whole)
+    (folder,) = (looked / "resumed").glob("*/MeanTeacher__*/fold_0")
+    assert json.loads((folder / "run.json").read_text())["processes"] == 2
+    assert len(list(folder.glob("training_log_*"))) == 2
+
+
+# ---------------------------------------------------------------------- endings
+
+
+def test_a_killed_rank_ends_all_and_leaves_the_last_checkpoint(looked, monkeypatch, capfd):
+    _use(monkeypatch, looked, "killed")
+    monkeypatch.setattr(run_module, "launch", partial(launch, start_method="fork"))
+    real = SemiSupervisedTrainer.train_step
+
+    def train_step(self: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if self.iteration == 11 and self.ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, batch)
+
+    monkeypatch.setattr(SemiSupervisedTrainer, "train_step", train_step)
+    command = [*COMMAND, "-num_gpus", "2", "--epochs", "12", "--iterations-per-epoch", "1"]
+    assert run_command("train", command) == 2
+    output, errors = capfd.readouterr()
+    assert errors.count("nnssl_train: process 1 of the training was killed (SIGKILL)") == 1
+    assert "Traceback" not in output + errors
+    assert output.count("epoch 11/12") == 1
+    (file,) = (looked / "killed").glob("*/MeanTeacher__*/fold_0/checkpoint_latest.pth")
+    assert read_model_checkpoint(file)["current_epoch"] == 10
+
+    monkeypatch.setattr(SemiSupervisedTrainer, "train_step", real)
+    assert run_command("train", [*command, "--c"]) == 0
+    output = capfd.readouterr().out
+    assert "epoch 10/12" not in output
+    assert output.count("epoch 12/12") == output.count("Mean Validation Dice") == 1
+
+
+def test_what_the_first_rank_says_that_fails_is_told_once(capfd):
+    with pytest.raises(UserError, match="case_7 cannot be read"):
+        launch(rank_functions.fail_on_rank_1, ("a mistake",), 2, "fork")
+    output, errors = capfd.readouterr()
+    assert output == "rank 0 is here\n", "only the main rank prints"
+    assert errors == ""
+    with pytest.raises(SystemExit, match="1"):
+        launch(rank_functions.fail_on_rank_1, ("a defect",), 2, "fork")
+    errors = capfd.readouterr().err
+    assert errors.count("Traceback") == 1
+    assert errors.count("ValueError: seven is not a number") == 1
+
+
+def test_a_signal_to_the_launcher_stops_all_ranks_after_the_same_step(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    launch(rank_functions.stop_when_told, (tmp_path,), 2, "fork")
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (tmp_path / "steps_0").read_text() == (tmp_path / "steps_1").read_text()
+    assert (tmp_path / "steps_0").read_text().endswith("SIGTERM")
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def test_what_ranks_exchange(tmp_path):
+    launch(rank_functions.exchange, (tmp_path,), 2)
+    main, other = (torch.load(tmp_path / f"rank_{rank}.pth") for rank in range(2))
+    sizes = (4, 2, 8, 1, 1)
+    assert main["gradients"] == [[5.0 + i] * size for i, size in enumerate(sizes)] + [None]
+    assert sorted(main["dealt"] + other["dealt"]) == ["a", "b", "c", "d", "e"]
+    assert len(other["dealt"]) > len(main["dealt"]), "the faster one takes more"
+    assert main["from main"]["rank"] == 0
+    assert (main["rows"], other["rows"]) == ([0, 1, 2], [3, 4, 5])
+    for one in (main, other):
+        assert one["gradients"] == main["gradients"]
+        assert one["copied"] == [5.0, 7]
+        # the larger wish wins, a call later; while it is granted, it is not asked for again
+        assert one["wishes"] == [0, 0, 2, 0, 0]
+        assert one["mean"] == [1.0, 1.5]
+        assert one["gathered"] == ["from 0", "from 1"]
+        assert one["from main"] == main["from main"]
+
+
+def test_one_process_exchanges_nothing():
+    ranks = Ranks()
+    value = torch.ones(2, requires_grad=True)
+    assert torch.equal(ranks.mean(value), value)
+    assert not ranks.mean(value).requires_grad
+    assert [ranks.agree(wish) for wish in (0, 2, 1)] == [0, 2, 1]
+    assert ranks.from_main(lambda: 3) == 3
+    assert list(ranks.deal("ab")) == ["a", "b"]
+    assert ranks.gather([1]) == [1]
+    assert ranks.own_rows(torch.arange(3)).tolist() == [0, 1, 2]
+    for nothing in (ranks.barrier, ranks.finish, ranks.disconnect):
+        nothing()
+
+
+@pytest.mark.parametrize(
+    ("patches", "size", "advice"),
+    [(3, 2, "labeled_batch_size=4, or start 1 instead of 2"), (2, 4, "labeled_batch_size=4, or start 2 instead of 4")],
+)
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(patches, size, advice):
+    with pytest.raises(UserError, match="cannot be shared evenly") as caught:
+        Ranks(0, size, store=torch.distributed.HashStore()).even_share(patches, "labeled")
+    assert advice in caught.value.fix
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(UserError, match="unlabeled_batch_size must be at least 1"):
+        Ranks().even_share(0, "unlabeled")
+
+
+def test_rows_of_all_ranks_are_the_batch():
+    ranks = [Ranks(rank, 3, store=torch.distributed.HashStore()) for rank in range(3)]
+    assert [row for one in ranks for row in one.rows(one.even_share(6, "labeled"))] == list(range(6))
+
+
+def test_variables_of_torchrun_are_complete_or_absent(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert ranks_of_environment().size == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="torchrun") as caught:
+        ranks_of_environment()
+    assert caught.value.found == "no LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT"
+
+
+def test_the_number_of_processes_is_given_once(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command("train", [*COMMAND, "-num_gpus", "2"]) == 2
+    assert "given twice" in capsys.readouterr().err
+
+
+def test_processes_that_others_have_connected_are_refused(looked, monkeypatch):
+    _use(monkeypatch, looked, "foreign")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(UserError, match="others have connected"):
+        _data(looked / "3D").bare_trainer("Supervised")
+
+
+def test_batch_norms_are_not_shared_on_a_cpu():
+    two = Ranks(0, 2, store=torch.distributed.HashStore())
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.InstanceNorm2d(1))
+    assert synchronize_batch_norms(network, two, torch.device("cpu")) is network
+    network.append(torch.nn.BatchNorm2d(1))
+    with pytest.raises(UserError, match="batch norms"):
+        synchronize_batch_norms(network, two, torch.device("cpu"))
