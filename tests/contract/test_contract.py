@@ -16,6 +16,7 @@ from nnssl.networks.ema import EMATeacher
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.registry import registered_trainers, trainer_names
+from tests.support.host import reads_of_values
 from tests.support.tiny import Tiny
 
 NAMES = trainer_names()
@@ -99,6 +100,17 @@ def test_without_its_unsupervised_terms_a_step_is_the_supervised_step(name, tiny
         if seed == 0:
             torch.testing.assert_close(supervised["loss"], alone["loss"], rtol=1e-4, atol=1e-5)
     assert _equal(_weights(unwrap(reference.network)), _weights(unwrap(trainer.network)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_never_waits_for_the_device(name, tiny, monkeypatch):
+    data = tiny()
+    trainer = data.trainer(name, pretrain_share=0.5)
+    trainer.train_step(data.batch(0))
+    with reads_of_values(monkeypatch) as found:
+        for seed in range(1, 4):  # in both phases
+            trainer.meter.add(trainer.train_step(data.batch(seed)))
+    assert found == []
 
 
 @pytest.mark.parametrize("name", NAMES)

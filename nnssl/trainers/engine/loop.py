@@ -14,6 +14,7 @@ from tqdm import tqdm
 from nnssl.errors import UserError
 from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.history import not_finite
+from nnssl.trainers.engine.pipelines import worker_counts
 from nnssl.trainers.engine.schedule import update_learning_rates
 from nnssl.trainers.engine.stopping import StopRequest
 
@@ -24,6 +25,7 @@ SAVE_EVERY_EPOCHS = 10
 SAVE_EVERY_SECONDS = 300.0
 PLOT_EVERY_SECONDS = 60.0
 STOP_FILE = "stop"
+STARVING_SHARE = 0.1
 
 # what a rank wishes before the next step; the largest wish of all ranks is done by all
 GO_ON, SAVE, STOP = range(3)
@@ -59,10 +61,11 @@ def train(trainer: SemiSupervisedTrainer) -> None:
 
 
 class _Clock:
-    """When the last checkpoint and plot were made, and what the running epoch has cost so far."""
+    """When the last checkpoint and plot were made, and whether a lack of patches was told."""
 
     def __init__(self) -> None:
         self.saved = self.plotted = time.monotonic()
+        self.has_warned = False
 
 
 def _progress_bar(trainer: SemiSupervisedTrainer) -> tqdm:
@@ -76,7 +79,8 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
     epoch = trainer.current_epoch
     _open_epoch(trainer)
     stream = trainer.dataloader_train
-    began, steps, stream.waited = time.monotonic(), 0, 0.0
+    began, steps = time.monotonic(), 0
+    stream.restart_clock()
     while trainer.iteration < (epoch + 1) * trainer.num_iterations_per_epoch:
         _save_or_stop(trainer, stop, clock)
         trainer.meter.add(trainer.train_step(next(stream)))
@@ -84,7 +88,10 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
         bar.update()
     trainer.meter.average(trainer.ranks.mean)
     losses = trainer.meter.means()
-    timing = {"step_seconds": (time.monotonic() - began) / max(steps, 1), "data_wait": stream.waited / max(steps, 1)}
+    timing = {
+        "step_seconds": (time.monotonic() - began) / max(steps, 1),
+        "data_wait": sum(stream.waited.values()) / max(steps, 1),
+    }
     bad = not_finite(losses)
     if bad:
         raise UserError(
@@ -95,6 +102,7 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
     _save_or_stop(trainer, stop, clock)
     _validate_online(trainer)
     _close_epoch(trainer, losses, timing, bar)
+    _warn_of_starving(trainer, timing, clock)
     _save_epoch(trainer, clock)
 
 
@@ -149,6 +157,22 @@ def _close_epoch(trainer: SemiSupervisedTrainer, losses: dict[str, float], timin
         file=sys.stdout,
     )
     sys.stdout.flush()
+
+
+def _warn_of_starving(trainer: SemiSupervisedTrainer, timing: dict[str, float], clock: _Clock) -> None:
+    """Says once which stream of patches keeps the step waiting."""
+    share = timing["data_wait"] / max(timing["step_seconds"], 1e-9)
+    if share < STARVING_SHARE or clock.has_warned:
+        return
+    clock.has_warned = True
+    waited = trainer.dataloader_train.waited
+    slower = max(waited, key=lambda name: waited[name])
+    counts = worker_counts(trainer)
+    workers = counts["labeled"] + (counts["unlabeled"] if trainer.uses_unlabeled else 0)
+    trainer.print_to_log_file(
+        f"WARNING: steps wait {share:.0%} of their time for patches, mostly {slower} ones. Raise nnUNet_n_proc_DA (now "
+        f"{workers} worker processes) if cores are free; this also happens while other programs use the machine."
+    )
 
 
 def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:

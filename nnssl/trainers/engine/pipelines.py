@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,18 +27,38 @@ class TrainingStream:
     """Labeled and unlabeled batches together, and the time that was spent waiting for them.
 
     Yields nnU-Net's ``{"data", "target", "keys"}`` plus ``"unlabeled"`` (``(B_u, C, *P)`` or None).
+
+    Args:
+        labeled: batches as nnU-Net's loader makes them.
+        unlabeled: batches of `UnlabeledLoader`, None for methods that use none.
+        labeled_only: number of steps to come that need no unlabeled batch; ``unlabeled`` starts after them.
+
+    Attributes:
+        waited: seconds by stream since `restart_clock`.
     """
 
-    def __init__(self, labeled: BatchStream, unlabeled: BatchStream | None):
+    def __init__(self, labeled: BatchStream, unlabeled: BatchStream | None, labeled_only: int = 0):
         self.labeled = labeled
         self.unlabeled = unlabeled
-        self.waited = 0.0
+        self.labeled_only = labeled_only
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self.waited = {"labeled": 0.0, "unlabeled": 0.0}
 
     def __next__(self) -> dict[str, Any]:
+        batch = self._next("labeled", self.labeled)
+        batch["unlabeled"] = None
+        if self.labeled_only > 0:
+            self.labeled_only -= 1
+        elif self.unlabeled is not None:
+            batch["unlabeled"] = self._next("unlabeled", self.unlabeled)["data"]
+        return batch
+
+    def _next(self, name: str, stream: BatchStream) -> dict[str, Any]:
         start = time.perf_counter()
-        batch = next(self.labeled)
-        batch["unlabeled"] = None if self.unlabeled is None else next(self.unlabeled)["data"]
-        self.waited += time.perf_counter() - start
+        batch = next(stream)
+        self.waited[name] += time.perf_counter() - start
         return batch
 
     def close(self) -> None:
@@ -107,23 +128,24 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
             training_transforms(scales=None),
             ranks.rows(trainer.num_unlabeled),
         )
-        unlabeled = stream("unlabeled", unlabeled_loader, trainer.iteration)
+        unlabeled = stream("unlabeled", unlabeled_loader, max(trainer.iteration, trainer.pretrain_steps))
     validation_transforms = trainer.get_validation_transforms(scales, **labels)
     validation_loader = labeled_loader(validation_cases, patch_size, validation_transforms)
     start = trainer.current_epoch * trainer.num_val_iterations_per_epoch
-    return TrainingStream(labeled, unlabeled), stream("validation", validation_loader, start)
+    training = TrainingStream(labeled, unlabeled, max(0, trainer.pretrain_steps - trainer.iteration))
+    return training, stream("validation", validation_loader, start)
 
 
 def worker_counts(trainer: SemiSupervisedTrainer) -> dict[str, int]:
     """Worker processes of each stream.
 
-    ``nnUNet_n_proc_DA`` (0: all in the main process) is shared between the streams by their batch sizes. On a CPU
-    one worker per stream keeps up, and more would take cores from the step.
+    ``nnUNet_n_proc_DA`` (0: all in the main process) is shared between the streams by their batch sizes. Where it is
+    not set, a training on a CPU has one worker per stream: it keeps up, and more would take cores from the step.
     """
     total = get_allowed_n_proc_DA()
     if total == 0:
         return {"labeled": 0, "unlabeled": 0, "validation": 0}
-    if trainer.device.type == "cpu":
+    if trainer.device.type == "cpu" and "nnUNet_n_proc_DA" not in os.environ:
         return {"labeled": 1, "unlabeled": 1, "validation": 1}
     patches = trainer.batch_size + trainer.num_unlabeled
     labeled = max(1, round(total * trainer.batch_size / patches))

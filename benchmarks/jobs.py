@@ -1,0 +1,275 @@
+"""Trainings of benchmarks as jobs that are queued, interrupted and continued.
+
+A benchmark script lists data sets and jobs and calls `main`. Every job plans, trains, predicts and evaluates with the
+commands that users type, and leaves one JSON file; a job that has one is not run again, one that was interrupted goes
+on from its checkpoint. Several processes may work on the same queue, for instance one per core::
+
+    python benchmarks/methods.py -o RUNS --data DATA --core 0 &
+    python benchmarks/methods.py -o RUNS --data DATA --core 1
+    python benchmarks/methods.py -o RUNS --data DATA --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fcntl
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+import nnssl
+from nnssl.benchmark.steps import run_command
+from nnssl.errors import UserError
+from nnssl.utils.files import write_json
+
+MEASURES = ("Dice", "IoU", "HD95", "ASSD")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A label budget, in nnU-Net folders of its own.
+
+    Attributes:
+        name: unique; also the name of its folder.
+        source: folder below ``--data`` with images/ and labels/.
+        labeled: number of labeled cases.
+        draw: seed of their draw.
+        validation: number of further labeled cases to score on; 0 scores on the test cases.
+        source_flags: further flags of nnssl_split.
+        plan_flags: further flags of nnssl_plan_and_preprocess.
+        configuration: of the plan.
+    """
+
+    name: str
+    source: str
+    labeled: int
+    draw: int = 0
+    validation: int = 0
+    source_flags: tuple[str, ...] = ("--channel-names", "MRI")
+    plan_flags: tuple[str, ...] = ()
+    configuration: str = "3d_fullres"
+
+    @property
+    def fold(self) -> str:
+        return "0" if self.validation else "all"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of one row of a table.
+
+    Attributes:
+        row: what the table calls it.
+        dataset: what it is trained on.
+        trainer: method.
+        seed: of the training.
+        epochs, iterations: budget; ``iterations`` per epoch.
+        overrides: hyper-parameters as ``NAME=VALUE``.
+        flags: further flags of nnssl_train.
+    """
+
+    row: str
+    dataset: DataSet
+    trainer: str
+    seed: int
+    epochs: int
+    iterations: int
+    overrides: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"{self.dataset.name}/{self.row}/seed_{self.seed}".replace(" ", "_")
+
+    def train_words(self) -> list[str]:
+        """Arguments of the command that trains."""
+        words = ["train", "1", self.trainer, self.dataset.fold, "-p", "nnSSLCPUPlans", "-c", self.dataset.configuration]
+        words += ["-device", "cpu", "--epochs", str(self.epochs), "--iterations-per-epoch", str(self.iterations)]
+        words += ["--seed", str(self.seed), *self.flags]
+        return words + [word for override in self.overrides for word in ("--set", override)]
+
+
+def main(jobs: Sequence[Job], description: str, baseline: str, ceiling: str | None = None) -> None:
+    """Runs the queue, or prints its table."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("-o", required=True, type=Path, metavar="FOLDER", help="where everything goes")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder of the data sets")
+    parser.add_argument("--core", type=int, help="run on this core only")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="only jobs whose name contains one of these")
+    parser.add_argument("--table", action="store_true", help="print the table of what is done")
+    arguments = parser.parse_args()
+    chosen = [job for job in jobs if not arguments.only or any(text in job.key for text in arguments.only)]
+    if arguments.table:
+        print(table(chosen, arguments.o, baseline, ceiling))
+        return
+    if arguments.data is None:
+        parser.error("--data is needed to run jobs")
+    if arguments.core is not None:
+        os.sched_setaffinity(0, {arguments.core})
+    failed = []
+    for job in chosen:
+        try:
+            run_job(job, arguments.o.absolute(), arguments.data.absolute())
+        except UserError as error:
+            print(error, file=sys.stderr, flush=True)
+            failed.append(job.key)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def run_job(job: Job, folder: Path, data: Path) -> None:
+    """Runs a job unless it is done or another process is at it.
+
+    Raises:
+        UserError: if a command fails, or if the job was done with other settings.
+    """
+    file = folder / "results" / f"{job.key}.json"
+    with _claimed(file) as mine:
+        if not mine:
+            return
+        if file.is_file():
+            found = json.loads(file.read_text())["command"]
+            if found != job.train_words():
+                raise UserError("a job was done with other settings", where=file, found=" ".join(found))
+            return
+        environment = _prepared(job.dataset, folder, data) | {"nnUNet_results": str(folder / "runs" / job.key)}
+        # --c starts a new training where there is nothing to continue
+        run_command([*job.train_words(), "--c"], environment)
+        (trained,) = (folder / "runs" / job.key).glob(f"*/*/fold_{job.dataset.fold}")
+        summary = trained / "validation" / "summary.json"
+        if not job.dataset.validation:
+            summary = _test(job, folder, environment)
+        write_json(_result(job, trained, json.loads(summary.read_text())), file)
+
+
+def _test(job: Job, folder: Path, environment: dict[str, str]) -> Path:
+    (raw,) = Path(environment["nnUNet_raw"]).glob("Dataset001_*")
+    predicted = folder / "runs" / job.key / "predicted"
+    words = ["predict", "-i", str(raw / "imagesTs"), "-o", str(predicted), "-d", "1", "-tr", job.trainer]
+    words += ["-p", "nnSSLCPUPlans", "-c", job.dataset.configuration, "-f", "all", "-device", "cpu"]
+    run_command([*words, "--continue_prediction", "--disable_progress_bar"], environment)
+    reference, summary = folder / "data" / job.dataset.name / "hidden" / "test", predicted / "summary.json"
+    run_command(["evaluate", "-gt", str(reference), "-pred", str(predicted), "-o", str(summary)], environment)
+    return summary
+
+
+def _prepared(dataset: DataSet, folder: Path, data: Path) -> dict[str, str]:
+    """Makes and plans the data set unless that is done; environment variables for the commands."""
+    base = folder / "data" / dataset.name
+    environment = {f"nnUNet_{part}": str(base / part) for part in ("raw", "preprocessed")}
+    environment |= {"nnUNet_results": str(base / "results"), "nnUNet_n_proc_DA": "1"}
+    done = base / "planned.json"
+    with _claimed(done, wait=True):
+        if not done.is_file():
+            for variable in environment.values():
+                if variable != "1":
+                    Path(variable).mkdir(parents=True, exist_ok=True)
+            split = ["split", str(data / dataset.source), "-d", "1", "-n", "Data", "--labeled", str(dataset.labeled)]
+            split += ["--seed", str(dataset.draw), "--hidden-labels", str(base / "hidden"), "--overwrite"]
+            if dataset.validation:
+                split += ["--validation", str(dataset.validation)]
+            plan = ["plan_and_preprocess", "-d", "1", "-pl", "nnSSLPlannerCPU", "-c", dataset.configuration]
+            commands = [[*split, *dataset.source_flags], [*plan, *dataset.plan_flags]]
+            for words in commands:
+                run_command(words, environment)
+            write_json({"commands": commands}, done)
+    return environment
+
+
+@contextmanager
+def _claimed(file: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone holds ``file``; a process that dies gives it back."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file.with_suffix(".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _result(job: Job, trained: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    with open(trained / "curves.csv", newline="") as file:
+        curves = list(csv.DictReader(file))
+    means = summary["foreground_mean"]
+    cases = {}
+    for case in summary["metric_per_case"]:
+        dice = [metrics["Dice"] for metrics in case["metrics"].values()]
+        if any(value is not None for value in dice):
+            cases[case["case"]] = float(np.nanmean([np.nan if value is None else value for value in dice]))
+    return {
+        "command": job.train_words(),
+        "row": job.row,
+        "dataset": job.dataset.name,
+        "seed": job.seed,
+        **{measure: means[measure] for measure in MEASURES},
+        "failures": means["failures"],
+        "train_minutes": sum(float(row["step_seconds"]) for row in curves) * job.iterations / 60,
+        "dice_per_case": cases,
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} core(s)",
+        "nnssl": nnssl.__version__,
+    }
+
+
+def table(jobs: Sequence[Job], folder: Path, baseline: str, ceiling: str | None = None) -> str:
+    """Markdown tables, one per data set: means over seeds, and Dice against the row ``baseline``.
+
+    Differences are paired over the cases after the mean over seeds; the interval is a bootstrap's (10,000 samples, bias
+    corrected and accelerated). Gap closed: difference as a share of that of the row ``ceiling``.
+    """
+    parts = []
+    for dataset in dict.fromkeys(job.dataset.name for job in jobs):
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for job in jobs:
+            file = folder / "results" / f"{job.key}.json"
+            if job.dataset.name == dataset and file.is_file():
+                rows.setdefault(job.row, []).append(json.loads(file.read_text()))
+        if rows:
+            parts.append(f"### {dataset}\n\n" + _table_of(rows, baseline, ceiling))
+    return "\n\n".join(parts)
+
+
+def _table_of(rows: dict[str, list[dict[str, Any]]], baseline: str, ceiling: str | None) -> str:
+    head = ["row", "Dice by seed", *MEASURES, "failures", "minutes", f"Dice minus {baseline} [95 %]"]
+    lines = [[*head, "gap closed"] if ceiling in rows else head]
+    for row, results in rows.items():
+        cells = [row, ", ".join(f"{result['seed']}: {result['Dice']:.4f}" for result in results)]
+        cells += [f"{np.mean([result[measure] for result in results]):.4f}" for measure in MEASURES]
+        cells += [f"{np.mean([result[name] for result in results]):.1f}" for name in ("failures", "train_minutes")]
+        difference = _difference(results, rows[baseline]) if baseline in rows and row != baseline else None
+        cells.append("" if difference is None else _interval(difference))
+        if ceiling in rows:
+            gap = _difference(rows[ceiling], rows.get(baseline, []))
+            cells.append("" if difference is None or gap is None else f"{difference.mean() / gap.mean():.2f}")
+        lines.append(cells)
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _difference(results: list[dict[str, Any]], others: list[dict[str, Any]]) -> np.ndarray | None:
+    """Dice of each case, mean over seeds, minus that of ``others``; None if the cases differ."""
+    means = []
+    for group in (results, others):
+        cases = [result["dice_per_case"] for result in group]
+        if not cases or any(case.keys() != results[0]["dice_per_case"].keys() for case in cases):
+            return None
+        means.append(np.array([np.mean([case[name] for case in cases]) for name in sorted(cases[0])]))
+    return means[0] - means[1]
+
+
+def _interval(difference: np.ndarray) -> str:
+    if difference.size < 3 or np.ptp(difference) == 0:
+        return f"{difference.mean():+.4f}"
+    interval = bootstrap((difference,), np.mean, n_resamples=10_000, rng=0).confidence_interval
+    return f"{difference.mean():+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
