@@ -73,6 +73,7 @@ def test_workers_on_a_cpu(tiny, monkeypatch, variable, expected):
         monkeypatch.delenv("nnUNet_n_proc_DA")
     else:
         monkeypatch.setenv("nnUNet_n_proc_DA", variable)
+        monkeypatch.setattr("os.cpu_count", lambda: 16)  # more workers than cores are never started
     assert worker_counts(trainer) == expected
 
 
