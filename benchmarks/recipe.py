@@ -19,26 +19,34 @@ POOLS = (
 )
 NNUNET = ("num_val_iterations_per_epoch=1",)
 ADAMW = (*NNUNET, "optimizer_name=AdamW", "initial_lr=2e-3", "weight_decay=0.01")
+AVERAGED = (*ADAMW, "consistency_weight=0", "deploy=teacher", "unlabeled_batch_size=1")
+STEPS_PER_EPOCH, EPOCHS = 40, 10
+
+# row: trainer, hyper-parameters, times the steps
 CANDIDATES = {
-    "AdamW 2e-3": ADAMW,
-    "SGD (nnU-Net)": NNUNET,
-    "SGD (nnU-Net), 3 times the steps": NNUNET,
-    "AdamW 1e-3": (*ADAMW, "initial_lr=1e-3"),
-    "AdamW 4e-3": (*ADAMW, "initial_lr=4e-3"),
-    "AdamW 2e-3, weight decay 0.05": (*ADAMW, "weight_decay=0.05"),
-    "AdamW 2e-3, weight decay 3e-5": (*ADAMW, "weight_decay=3e-5"),
-    "AdamW 2e-3, foreground 67 %": (*ADAMW, "oversample_foreground_percent=0.67"),
-    "AdamW 2e-3, no deep supervision": (*ADAMW, "enable_deep_supervision=False"),
+    "AdamW 2e-3": ("Supervised", ADAMW, 1),
+    "SGD (nnU-Net)": ("Supervised", NNUNET, 1),
+    "SGD (nnU-Net), 3 times the steps": ("Supervised", NNUNET, 3),
+    "SGD, momentum 0.9": ("Supervised", (*NNUNET, "momentum=0.9"), 1),
+    "AdamW 1e-3": ("Supervised", (*ADAMW, "initial_lr=1e-3"), 1),
+    "AdamW 4e-3": ("Supervised", (*ADAMW, "initial_lr=4e-3"), 1),
+    "AdamW 4e-3, 40 steps of warm-up": ("Supervised", (*ADAMW, "initial_lr=4e-3", "warmup_steps=40"), 1),
+    "AdamW 2e-3, 40 steps of warm-up": ("Supervised", (*ADAMW, "warmup_steps=40"), 1),
+    "AdamW 2e-3, weight decay 0.05": ("Supervised", (*ADAMW, "weight_decay=0.05"), 1),
+    "AdamW 2e-3, weight decay 3e-5": ("Supervised", (*ADAMW, "weight_decay=3e-5"), 1),
+    "AdamW 2e-3, foreground 67 %": ("Supervised", (*ADAMW, "oversample_foreground_percent=0.67"), 1),
+    "AdamW 2e-3, no deep supervision": ("Supervised", (*ADAMW, "enable_deep_supervision=False"), 1),
+    "AdamW 2e-3, EMA 0.99 of weights": ("MeanTeacher", AVERAGED, 1),
+    "AdamW 2e-3, EMA 0.95 of weights": ("MeanTeacher", (*AVERAGED, "ema_decay=0.95"), 1),
 }
-STEPS_PER_EPOCH = 40
 
 if __name__ == "__main__":
     main(
         [
-            Job(row, pool, "Supervised", seed, 30 if "3 times" in row else 10, STEPS_PER_EPOCH, overrides)
-            for row, overrides in CANDIDATES.items()
-            for seed in (0, 1)
+            Job(row, pool, trainer, seed, EPOCHS * times, STEPS_PER_EPOCH, overrides)
             for pool in POOLS
+            for row, (trainer, overrides, times) in CANDIDATES.items()
+            for seed in (0, 1)
         ],
         __doc__,
         baseline="AdamW 2e-3",

@@ -71,8 +71,12 @@ class SemiSupervisedTrainer(BuildingBlocks):
     num_val_iterations_per_epoch: int = 50
     initial_lr: float = 1e-2
     optimizer_name: Literal["SGD", "AdamW"] = "SGD"
-    """SGD with momentum 0.99 as in nnU-Net, or AdamW, which needs far fewer steps (initial_lr=2e-3,
+    """SGD with Nesterov momentum as in nnU-Net, or AdamW, which needs far fewer steps (initial_lr=2e-3,
     weight_decay=0.01)."""
+    momentum: float = 0.99
+    """Of SGD."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises."""
     weight_decay: float = 3e-5
     gradient_clipping: float = 12.0
     oversample_foreground_percent: float = 0.33
@@ -233,6 +237,8 @@ class SemiSupervisedTrainer(BuildingBlocks):
         seed_step(self.seed, self.iteration, self.device)
         if self.iteration == self.pretrain_steps > 0:
             self.start_main_phase()
+            update_learning_rates(self)
+        elif self.iteration <= self.warmup_steps > 0:
             update_learning_rates(self)
         step = self.make_step(batch)
         self.prepare_step(step)

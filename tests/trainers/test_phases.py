@@ -140,3 +140,26 @@ def test_other_optimizers_and_phases_are_continued_exactly(tiny):
         second.train_step(tiny.batch(seed) | {"unlabeled": None})
     assert equal(weights(second.second), weights(whole.second))
     assert equal(weights(unwrap(second.network)), weights(unwrap(whole.network)))
+
+
+def test_learning_rates_rise_in_the_first_steps(tiny):
+    trainer = tiny.trainer("TwoNetworks", warmup_steps=4, num_iterations_per_epoch=10)
+    rates = []
+    for seed in range(6):
+        trainer.train_step(tiny.batch(seed))
+        rates.append([group["lr"] for optimizer in optimizers(trainer) for group in optimizer.param_groups])
+    full = [trainer.initial_lr, trainer.initial_lr]
+    for i, share in enumerate((0.25, 0.5, 0.75, 1.0, 1.0, 1.0)):
+        assert rates[i] == pytest.approx([share * full[0], share * full[1], 0.5])
+
+
+def test_momentum_of_sgd(tiny):
+    trainer = tiny.trainer("Supervised", momentum=0.0)
+    (group,) = trainer.optimizer.param_groups
+    assert (group["momentum"], group["nesterov"]) == (0.0, False)
+    (group,) = tiny.trainer("Supervised").optimizer.param_groups
+    assert (group["momentum"], group["nesterov"]) == (0.99, True)
+
+
+def optimizers(trainer):
+    return [trainer.optimizer, *trainer._optimizers.values()]

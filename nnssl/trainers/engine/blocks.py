@@ -28,6 +28,7 @@ class BuildingBlocks(nnUNetTrainer):
 
     network: nn.Module
     optimizer_name: Literal["SGD", "AdamW"]
+    momentum: float
     ranks: Ranks
     precision: Precision
     memory_format: torch.memory_format
@@ -116,7 +117,7 @@ class BuildingBlocks(nnUNetTrainer):
         if self.optimizer_name == "AdamW":
             return torch.optim.AdamW(parameters, self.initial_lr, weight_decay=self.weight_decay)
         return torch.optim.SGD(
-            parameters, self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay
+            parameters, self.initial_lr, self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay
         )
 
     def randn_like(self, patches: torch.Tensor) -> torch.Tensor:
