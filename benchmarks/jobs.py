@@ -76,6 +76,7 @@ class Job:
         epochs, iterations: budget; ``iterations`` per epoch.
         overrides: hyper-parameters as ``NAME=VALUE``.
         flags: further flags of nnssl_train.
+        table: heading of the table that the row belongs to; the name of the data set by default.
     """
 
     row: str
@@ -86,6 +87,11 @@ class Job:
     iterations: int
     overrides: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    table: str = ""
+
+    @property
+    def heading(self) -> str:
+        return self.table or self.dataset.name
 
     @property
     def key(self) -> str:
@@ -146,6 +152,8 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
         # --c starts a new training where there is nothing to continue
         run_command([*job.train_words(), "--c"], environment)
         (trained,) = (folder / "runs" / job.key).glob(f"*/*/fold_{job.dataset.fold}")
+        if not (trained / "checkpoint_final.pth").is_file():
+            sys.exit(f"{job.key} was stopped; the same command goes on")
         summary = trained / "validation" / "summary.json"
         if not job.dataset.validation:
             summary = _test(job, folder, environment)
@@ -223,20 +231,20 @@ def _result(job: Job, trained: Path, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(jobs: Sequence[Job], folder: Path, baseline: str, ceiling: str | None = None) -> str:
-    """Markdown tables, one per data set: means over seeds, and Dice against the row ``baseline``.
+    """Markdown tables by heading: means over seeds, and Dice against the row ``baseline``.
 
     Differences are paired over the cases after the mean over seeds; the interval is a bootstrap's (10,000 samples, bias
     corrected and accelerated). Gap closed: difference as a share of that of the row ``ceiling``.
     """
     parts = []
-    for dataset in dict.fromkeys(job.dataset.name for job in jobs):
+    for heading in dict.fromkeys(job.heading for job in jobs):
         rows: dict[str, list[dict[str, Any]]] = {}
         for job in jobs:
             file = folder / "results" / f"{job.key}.json"
-            if job.dataset.name == dataset and file.is_file():
+            if job.heading == heading and file.is_file():
                 rows.setdefault(job.row, []).append(json.loads(file.read_text()))
         if rows:
-            parts.append(f"### {dataset}\n\n" + _table_of(rows, baseline, ceiling))
+            parts.append(f"### {heading}\n\n" + _table_of(rows, baseline, ceiling))
     return "\n\n".join(parts)
 
 
