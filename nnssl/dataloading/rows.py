@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+Pair = tuple[str, Hashable]
+"""A case and what nnU-Net keeps locations of: one of its classes or regions, None for a case without any."""
 
 
 class RowsLoader(nnUNetDataLoader):
@@ -47,6 +50,12 @@ class RowsLoader(nnUNetDataLoader):
         # nnU-Net asks this of every row before it draws anything for it
         self.get_do_oversample = self._begin_row
         self._announce: Callable[[int], None] = _ignore
+        self._chosen_share = 0.0
+        self._pairs: Sequence[Pair] = ()
+        self._probabilities = np.empty(0)
+        self._centers: dict[int, Hashable] = {}
+        self._position = 0
+        self._centered_rows = [] if probabilistic else [row for row in range(batch_size) if last_percent[row]]
         # from here on what nnU-Net allocates
         self.batch_size = len(self.rows)
 
@@ -55,15 +64,42 @@ class RowsLoader(nnUNetDataLoader):
         self._announce = announce or _ignore
         return super().generate_train_batch()
 
+    @property
+    def centered_share(self) -> float:
+        """Share of the rows of the whole batch that show foreground for certain."""
+        return len(self._centered_rows) / self.whole_batch_size
+
+    def center_on(self, share: float, pairs: Sequence[Pair], probabilities: np.ndarray) -> None:
+        """From now on, of the rows that show foreground for certain, ``share`` is centered on pairs drawn so."""
+        self._chosen_share, self._pairs, self._probabilities = share, pairs, probabilities
+
     def get_indices(self) -> list[str]:
         """Case names of these rows."""
         cases = np.random.choice(self.indices, self.whole_batch_size, replace=True, p=self.sampling_probabilities)
+        self._centers = {}
+        for row in self._centered_rows if self._chosen_share > 0 else ():
+            if np.random.uniform() < self._chosen_share:
+                pair = self._pairs[np.random.choice(len(self._pairs), p=self._probabilities)]
+                cases[row], self._centers[row] = pair
         return [cases[row] for row in self.rows]
 
+    def get_bbox(
+        self,
+        data_shape: Any,
+        force_fg: bool,
+        class_locations: dict | None,
+        overwrite_class: Any = None,
+        verbose: bool = False,
+    ) -> tuple[list[int], list[int]]:
+        """nnU-Net's, around the class that was drawn for this row if any."""
+        if force_fg and overwrite_class is None:
+            overwrite_class = self._centers.get(self._position)
+        return super().get_bbox(data_shape, force_fg, class_locations, overwrite_class, verbose)
+
     def _begin_row(self, index: int) -> bool:
-        position = self.rows[index]
-        self._announce(position)
-        return self._show_foreground(position)
+        self._position = self.rows[index]
+        self._announce(self._position)
+        return self._show_foreground(self._position)
 
 
 def _ignore(position: int) -> None:

@@ -51,10 +51,12 @@ class SeededBatches(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         stream = int.from_bytes(self.name.encode(), "little")
-        with _own_generators():
-            _seed(self.seed, stream, index)
+        with own_generators():
+            seed_generators(self.seed, stream, index)
             # counted from 1: a last 0 would not change the seed
-            return self.source.generate_train_batch(lambda position: _seed(self.seed, stream, index, position + 1))
+            return self.source.generate_train_batch(
+                lambda position: seed_generators(self.seed, stream, index, position + 1)
+            )
 
 
 class BatchStream:
@@ -134,7 +136,7 @@ def _start_worker(worker_id: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _seed(*entropy: int) -> None:
+def seed_generators(*entropy: int) -> None:
     """Seeds Python's, NumPy's and torch's global generators."""
     python_seed, numpy_seed, torch_seed = (int(word) for word in np.random.SeedSequence(entropy).generate_state(3))
     random.seed(python_seed)
@@ -143,7 +145,7 @@ def _seed(*entropy: int) -> None:
 
 
 @contextmanager
-def _own_generators() -> Iterator[None]:
+def own_generators() -> Iterator[None]:
     """Puts the states of the global generators back afterwards; worker processes have nothing to put back."""
     if get_worker_info() is not None:
         yield

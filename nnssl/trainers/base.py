@@ -80,6 +80,9 @@ class SemiSupervisedTrainer(BuildingBlocks):
     weight_decay: float = 3e-5
     gradient_clipping: float = 12.0
     oversample_foreground_percent: float = 0.33
+    least_class_share: float = 0.05
+    """Share of the labeled patches that show each class at least, 0 to below 1; where nnU-Net's choice of patches does
+    not reach it, those centered on foreground are chosen accordingly."""
     enable_deep_supervision: bool = True
     mirror_axes: tuple[int, ...] | None = None
     """Axes that augmentation and prediction mirror; None takes the decision of the plan (nnU-Net's choice, all, if it

@@ -18,6 +18,7 @@ from nnssl.dataloading.streams import BatchStream, SeededBatches
 from nnssl.dataloading.unlabeled import UnlabeledLoader
 from nnssl.dataset.splits import Fold, load_fold
 from nnssl.errors import UserError
+from nnssl.trainers.engine.class_balance import balance_classes
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
@@ -91,7 +92,7 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
         batches = SeededBatches(source, name, trainer.seed)
         return BatchStream(batches, start, workers[name], pin_memory=trainer.device.type == "cuda")
 
-    def labeled_loader(cases: Any, size: Any, transforms: BasicTransform) -> RowsLoader:
+    def labeled_loader(cases: Any, size: Any, transforms: BasicTransform | None) -> RowsLoader:
         return RowsLoader(
             NamedErrors(cases),
             trainer.batch_size * ranks.size,
@@ -114,6 +115,7 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
 
     training_cases, validation_cases = trainer.get_tr_and_val_datasets()
     loader = labeled_loader(training_cases, initial_patch_size, training_transforms(scales=scales, **labels))
+    balance_classes(trainer, loader, labeled_loader(training_cases, patch_size, None))
     labeled = stream("labeled", loader, trainer.iteration)
     unlabeled = None
     if trainer.uses_unlabeled:

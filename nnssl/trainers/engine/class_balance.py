@@ -1,0 +1,70 @@
+"""No class is silently unseen: how patches are centered, and what is said of classes that stay rare."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+from nnssl.dataloading.coverage import estimate_coverage
+from nnssl.dataloading.rows import RowsLoader
+from nnssl.dataloading.streams import own_generators, seed_generators
+
+if TYPE_CHECKING:
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+_STREAM = int.from_bytes(b"coverage", "little")
+
+
+def balance_classes(trainer: SemiSupervisedTrainer, loader: RowsLoader, probe: RowsLoader) -> None:
+    """Centers the patches of ``loader`` such that each class is in ``least_class_share`` of them, and says so.
+
+    Args:
+        trainer: whose hyper-parameter that is; 0 leaves nnU-Net's choice and looks at nothing.
+        loader: of the training stream.
+        probe: the same with the final patch size, for looking at patches.
+    """
+    least = trainer.least_class_share
+    if least == 0:
+        return
+    with own_generators():
+        seed_generators(trainer.seed, _STREAM)
+        coverage = estimate_coverage(probe, _classes(trainer))
+    names = [_name(trainer, c) for c in coverage.classes]
+    before = coverage.shares(coverage.usual)
+    balance = coverage.balanced(least)
+    after = before
+    if balance is not None:
+        share, probabilities = balance
+        loader.center_on(share, coverage.pairs, probabilities)
+        after = coverage.shares((1 - share) * coverage.usual + share * probabilities)
+        changes = ", ".join(
+            f"{name} {a:.1%} (nnU-Net's choice: {b:.1%})"
+            for name, a, b in zip(names, after, before, strict=True)
+            if b < least and a > 0
+        )
+        trainer.print_to_log_file(f"Patches are centered such that rare classes are shown more often: {changes}")
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, after, strict=True))
+    trainer.print_to_log_file(f"Labeled patches that show a class: {shares}", also_print_to_console=False)
+    for name, share in zip(names, after, strict=True):
+        if share == 0:
+            trainer.print_to_log_file(f"WARNING: no labeled case of this fold has class {name}: it cannot be learned")
+        elif share < 0.99 * least:
+            trainer.print_to_log_file(
+                f"WARNING: class {name} is in {share:.1%} of the labeled patches only; it is shown more often with a "
+                f"larger --set oversample_foreground_percent (now {trainer.oversample_foreground_percent:g})"
+            )
+
+
+def _classes(trainer: SemiSupervisedTrainer) -> list[Hashable]:
+    """What nnU-Net keeps locations of: label values, or regions as tuples."""
+    manager = trainer.label_manager
+    if not manager.has_regions:
+        return list(manager.foreground_labels)
+    return [tuple(region) if isinstance(region, (list, tuple)) else region for region in manager.foreground_regions]
+
+
+def _name(trainer: SemiSupervisedTrainer, wanted: Hashable) -> str:
+    for name, value in trainer.dataset_json["labels"].items():
+        if (tuple(value) if isinstance(value, list) else value) == wanted:
+            return str(name)
+    return str(wanted)
