@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ def make_scalable(module: nn.Module) -> None:
     """
     if not isinstance(module, _Scalable):
         module.__class__ = _scalable(type(module))
-        module.channel_factors = None
+        module.channel_factors = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -73,6 +72,11 @@ class _Scalable(nn.Module):
         return output * factors.reshape(*factors.shape, *[1] * (output.ndim - 2))
 
 
-@cache
-def _scalable(kind: type) -> type:
-    return type(f"Scalable{kind.__name__}", (_Scalable, kind), {})
+_kinds: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _scalable(kind: type[nn.Module]) -> type[nn.Module]:
+    # one class for all modules of a kind, so that code compiled for one of them serves its copies
+    if kind not in _kinds:
+        _kinds[kind] = type(f"Scalable{kind.__name__}", (_Scalable, kind), {})
+    return _kinds[kind]

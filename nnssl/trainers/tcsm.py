@@ -37,11 +37,11 @@ class TCSM(MeanTeacher):
     are). These move voxels and compute none. ``scaling=0.1`` adds the paper's change of size by a factor from 0.9 to
     1.1, linearly interpolated; voxels for which it leaves the patch are then not compared.
 
-    Deviations: nnU-Net's Dice + cross entropy with deep supervision instead of weighted cross entropy. Weight 0.1 and
-    the noise of `MeanTeacher`, since 1.0 and noise of standard deviation 0.5 belong to the paper's 2D images, whose
-    intensities are not divided by theirs. No scaling by default: it cannot be undone exactly. The released code
-    computes the consistency without gradient and undoes one of two scalings; this is the published definition.
-    ``consistency_on="unlabeled"`` leaves labeled patches out, as other mean teachers do.
+    Deviations: nnU-Net's Dice + cross entropy with deep supervision instead of weighted cross entropy. Weight, decay
+    and noise of `MeanTeacher`: 1.0, 0.999 and a standard deviation of 0.5 belong to the paper's photographs, whose
+    intensities are not normalized by theirs. No scaling by default, since it cannot be undone exactly. The released
+    code (36112e3) computes the consistency without gradient and undoes one of two scalings; this is the published
+    definition. ``consistency_on=unlabeled`` leaves labeled patches out, as other mean teachers do.
     """
 
     source = "Li et al., TNNLS 2021, doi:10.1109/TNNLS.2020.2995319"

@@ -29,10 +29,9 @@ class UAMT(MeanTeacher):
     A mean teacher (see `MeanTeacher` for noise eps, weight w and averaging) whose target counts only where its
     predictions under T random perturbations agree in a decided one::
 
-        pbar = 1/T sum_t T_t(x_u + eps_t)                        their equation 2
-        H = -sum_c pbar_c ln pbar_c
+        pbar = 1/T sum_t T_t(x_u + eps_t),   H = -sum_c pbar_c ln pbar_c
         m = [H < h(p)],   h(p) = (0.75 + 0.25 exp(-5 (1 - p)^2)) ln K
-        L = L_nnU-Net(labeled) + w(p) * sum(m (S(x_u) - T(x_u + eps))^2) / (K sum m)      their equation 3
+        L = L_nnU-Net(labeled) + w(p) * sum(m (S(x_u) - T(x_u + eps))^2) / (K sum m)
 
     The target T(x_u + eps) is a pass of its own, so that a step costs T + 1 passes of the teacher without gradient.
     Passes are made one after the other: their memory does not grow with T. With region-based labels H is the binary
