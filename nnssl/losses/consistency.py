@@ -5,6 +5,21 @@ from __future__ import annotations
 import torch
 
 
+def squared_difference(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Squared difference of two probability maps for every class and voxel.
+
+    Args:
+        student: probabilities ``(N, K, *S)`` that receive the gradient.
+        teacher: probabilities ``(N, K, *S)``; no gradient flows into them.
+
+    Returns:
+        ``(N, K, *S)``.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"shapes differ: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+    return (student - teacher.detach()).square()
+
+
 def mean_squared_difference(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Mean over batch, classes and voxels of the squared difference of two probability maps.
 
@@ -21,6 +36,4 @@ def mean_squared_difference(student: torch.Tensor, teacher: torch.Tensor) -> tor
     >>> mean_squared_difference(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.5], [0.5]]]))
     tensor(0.2500)
     """
-    if student.shape != teacher.shape:
-        raise ValueError(f"shapes differ: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
-    return (student - teacher.detach()).square().mean()
+    return squared_difference(student, teacher).mean()

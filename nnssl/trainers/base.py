@@ -30,6 +30,8 @@ from nnssl.trainers.engine.shared_loss import share_loss
 from nnssl.trainers.engine.state import make_deterministic, seed_everything, seed_step
 from nnssl.trainers.engine.step import Step
 
+Status = Literal["official code", "paper", "re-interpretation", "own"]
+
 
 class SemiSupervisedTrainer(BuildingBlocks):
     """Base of all trainers. A method overrides the fewest hooks that it can:
@@ -47,7 +49,7 @@ class SemiSupervisedTrainer(BuildingBlocks):
 
     source: ClassVar[str] = ""
     year: ClassVar[int] = 0
-    status: ClassVar[Literal["official code", "paper", "re-interpretation", "own"]] = "own"
+    status: ClassVar[Status] = "own"
     uses_unlabeled: ClassVar[bool] = True
     min_labeled: ClassVar[int] = 1
     min_unlabeled: ClassVar[int] = 1
@@ -60,6 +62,9 @@ class SemiSupervisedTrainer(BuildingBlocks):
     """Whether the learning rate starts again with the main phase."""
     memory_factor: ClassVar[float] = 1.0
     """Memory of a step relative to Supervised with as many labeled patches and the planned unlabeled ones."""
+
+    supervised_with: ClassVar[dict[str, Any]] = {}
+    """Hyper-parameters with which a step, its unsupervised terms taken away, is the step of Supervised."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer

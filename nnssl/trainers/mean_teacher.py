@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from nnssl.losses.consistency import mean_squared_difference
 from nnssl.losses.schedules import ema_decay_with_warmup, sigmoid_rampup
 from nnssl.networks.ema import EMATeacher
 from nnssl.networks.unwrap import unwrap
-from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.base import SemiSupervisedTrainer, Status
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
 
@@ -36,7 +36,7 @@ class MeanTeacher(SemiSupervisedTrainer):
 
     source = "Tarvainen & Valpola, NIPS 2017, arXiv:1703.01780"
     year = 2017
-    status = "official code"
+    status: ClassVar[Status] = "official code"
     memory_factor = 2.25
 
     consistency_weight: float = 0.1
@@ -51,11 +51,18 @@ class MeanTeacher(SemiSupervisedTrainer):
         return {"teacher": self.new_teacher()}
 
     def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
-        (logits,) = self.heads(self.teacher, self.with_noise(step.unlabeled))
-        target = self.probabilities(logits)
+        target = self.teacher_probabilities(self.with_noise(step.unlabeled))
         student = self.probabilities(step.unlabeled_logits)
-        weight = self.consistency_weight * sigmoid_rampup(step.progress)
-        return {"consistency": weight * mean_squared_difference(student, target)}
+        return {"consistency": self.weight(step) * mean_squared_difference(student, target)}
+
+    def weight(self, step: Step) -> float:
+        """Weight of the consistency: w(p)."""
+        return self.consistency_weight * sigmoid_rampup(step.progress)
+
+    def teacher_probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """The teacher's full-resolution probabilities ``(N, K, *P)``; no gradient."""
+        (logits,) = self.heads(self.teacher, images)
+        return self.probabilities(logits)
 
     def with_noise(self, images: torch.Tensor) -> torch.Tensor:
         """``images`` plus clipped Gaussian noise, in units of the normalized intensities."""

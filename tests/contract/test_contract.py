@@ -87,7 +87,7 @@ def test_without_its_unsupervised_terms_a_step_is_the_supervised_step(name, tiny
     """
     data = tiny()
     reference = data.trainer("Supervised")
-    trainer = data.trainer(name)
+    trainer = data.trainer(name, **registered_trainers()[name].supervised_with)
     assert _equal(_weights(unwrap(reference.network)), _weights(unwrap(trainer.network)))
     monkeypatch.setattr(trainer, "prepare_step", lambda step: None)
     terms = trainer.unsupervised_loss

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.losses.consistency import mean_squared_difference
+from nnssl.losses.consistency import mean_squared_difference, squared_difference
 
 
 def test_is_zero_for_equal_predictions():
@@ -14,6 +14,7 @@ def test_is_zero_for_equal_predictions():
 def test_known_value():
     student = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     teacher = torch.tensor([[[0.5, 0.0], [0.5, 1.0]]])
+    assert squared_difference(student, teacher).tolist() == [[[0.25, 0.0], [0.25, 0.0]]]
     # two of four entries differ by one half
     assert mean_squared_difference(student, teacher).item() == pytest.approx(2 * 0.25 / 4)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nnssl.trainers.engine.distributed import Ranks
 from tests.support.tiny import Tiny
 
 
@@ -65,3 +66,33 @@ def test_hard_labels_of_a_prediction_are_its_targets(tmp_path, monkeypatch):
         labels = trainer.hard_labels(logits)
         assert labels.shape[1] == (2 if regions else 1)
         assert trainer.cross_entropy(1e4 * logits, labels) < 1e-3
+
+
+def test_masked_mean_does_not_depend_on_the_area(tmp_path, monkeypatch):
+    trainer = Tiny().write(tmp_path, monkeypatch).trainer("Supervised")
+    values = torch.full((2, 3, 8), 0.3)
+    for area in (1, 4, 8):
+        mask = (torch.arange(8) < area).expand(2, 1, 8)
+        assert trainer.masked_mean(values, mask).item() == pytest.approx(0.3)
+    assert trainer.masked_mean(values, torch.zeros(2, 1, 8, dtype=torch.bool)) == 0
+    values[:, 1] = 0.6
+    per_class = torch.zeros(2, 3, 8)
+    per_class[:, 1:] = 1
+    assert trainer.masked_mean(values, per_class).item() == pytest.approx(0.45)
+
+
+def test_ranks_share_random_numbers_and_the_area_of_a_mask(tmp_path, monkeypatch):
+    trainer = Tiny().write(tmp_path, monkeypatch).trainer("Supervised")
+    torch.manual_seed(0)
+    whole = trainer.uniform(4, 3)
+    assert 0 <= whole.min() < whole.max() < 1
+    values, mask = torch.rand(4, 1, 3), torch.rand(4, 1, 3) > 0.5
+    expected, own = trainer.masked_mean(values, mask), []
+    for rank in range(2):
+        trainer.ranks = Ranks(rank, 2, store=torch.distributed.HashStore())
+        monkeypatch.setattr(trainer.ranks, "mean", lambda area: mask.sum() / 2)
+        torch.manual_seed(0)
+        rows = trainer.ranks.rows(2)
+        assert torch.equal(trainer.uniform(2, 3), whole[rows.start : rows.stop])
+        own.append(trainer.masked_mean(values[rows.start : rows.stop], mask[rows.start : rows.stop]))
+    torch.testing.assert_close(torch.stack(own).mean(), expected)

@@ -64,11 +64,16 @@ class BuildingBlocks(nnUNetTrainer):
         likelihood, annotated = self._likelihood(logits, target)
         if annotated is not None:
             weight = annotated.to(logits.dtype) if weight is None else weight * annotated
-        if weight is None:
-            return likelihood.mean()
-        weight = weight.to(logits.dtype).expand_as(likelihood)
-        # where ranks share the batch, each divides by the same area
-        return (likelihood * weight).sum() / self.ranks.mean(weight.sum()).clamp_min(1e-8)
+        return likelihood.mean() if weight is None else self.masked_mean(likelihood, weight)
+
+    def masked_mean(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mean of values ``(N, C, *S)`` weighted by a mask that broadcasts to them; 0 where the mask is empty.
+
+        Where ranks share the batch, the mean of their results is the mean over the global batch.
+        """
+        weight = mask.to(values.dtype).expand_as(values)
+        # every rank divides by the same area
+        return (values * weight).sum() / self.ranks.mean(weight.sum()).clamp_min(1e-8)
 
     def _likelihood(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Cross entropy of voxels, and which of them are annotated (None: all)."""
@@ -124,3 +129,7 @@ class BuildingBlocks(nnUNetTrainer):
         """Standard normal noise of the shape ``(B, ...)`` of patches, the same for any number of ranks."""
         shape = (len(patches) * self.ranks.size, *patches.shape[1:])
         return self.ranks.own_rows(torch.randn(shape, dtype=patches.dtype, device=patches.device))
+
+    def uniform(self, patches: int, *shape: int) -> torch.Tensor:
+        """Numbers uniform in [0, 1) ``(patches, *shape)``, the same for any number of ranks."""
+        return self.ranks.own_rows(torch.rand((patches * self.ranks.size, *shape), device=self.device))
