@@ -72,7 +72,7 @@ def _look(data: Tiny, name: str) -> dict[str, Any]:
         batches.append(next(trainer.dataloader_train))
         trainer.meter.add(trainer.train_step(batches[-1]))
         if i == 0:
-            gradients = {key: p.grad for key, p in unwrap(trainer.network).named_parameters() if p.grad is not None}
+            gradients = _gradients(trainer)
     trainer.meter.average(trainer.ranks.mean)
     trainer.on_validation_epoch_start()
     with torch.no_grad():
@@ -87,6 +87,12 @@ def _look(data: Tiny, name: str) -> dict[str, Any]:
         "losses": trainer.meter.means(),
         "validation": {key: trainer.logger.get_value(key, -1) for key in ("val_losses", "dice_per_class_or_region")},
     }
+
+
+def _gradients(trainer: Any) -> dict[str, torch.Tensor]:
+    modules = {"student": unwrap(trainer.network), **trainer._modules}
+    named = {f"{name}.{key}": p.grad for name, module in modules.items() for key, p in module.named_parameters()}
+    return {key: gradient for key, gradient in named.items() if gradient is not None}
 
 
 def _all_weights(trainer: Any) -> dict[str, torch.Tensor]:
