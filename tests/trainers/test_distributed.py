@@ -320,6 +320,8 @@ def test_what_ranks_exchange(tmp_path):
         # the larger wish wins, a call later; while it is granted, it is not asked for again
         assert one["wishes"] == [0, 0, 2, 0, 0]
         assert one["mean"] == [1.0, 1.5]
+        numbers = [[0, 1], [4, 5], [10, 11], [14, 15]]
+        assert one["all rows"] == [numbers, numbers, [[bool(n) for n in row] for row in numbers]]
         assert one["gathered"] == ["from 0", "from 1"]
         assert one["from main"] == main["from main"]
 
@@ -334,6 +336,8 @@ def test_one_process_exchanges_nothing():
     assert list(ranks.deal("ab")) == ["a", "b"]
     assert ranks.gather([1]) == [1]
     assert ranks.own_rows(torch.arange(3)).tolist() == [0, 1, 2]
+    assert torch.equal(ranks.all_rows(value), value)
+    assert not ranks.all_rows(value).requires_grad
     for nothing in (ranks.barrier, ranks.finish, ranks.disconnect):
         nothing()
 
