@@ -64,8 +64,12 @@ def _look(data: Tiny, name: str) -> dict[str, Any]:
         os.environ[variable] = str(data.folder / variable)
     trainer = data.trainer(name, fold=0)
     terms = trainer.unsupervised_loss
-    # at the start of a training they are too small to be seen in the sum
-    trainer.unsupervised_loss = lambda step: {key: 1000 * value for key, value in terms(step).items()}
+
+    def visible(value: torch.Tensor) -> torch.Tensor:
+        """At the start of a training some terms are too small to be seen in the sum."""
+        return value / trainer.ranks.mean(value).abs().clamp_min(1e-3)
+
+    trainer.unsupervised_loss = lambda step: {key: visible(value) for key, value in terms(step).items()}
     trainer.on_train_start()
     batches, gradients = [], {}
     for i in range(STEPS):
