@@ -53,6 +53,11 @@ class SemiSupervisedTrainer(BuildingBlocks):
     uses_unlabeled: ClassVar[bool] = True
     min_labeled: ClassVar[int] = 1
     min_unlabeled: ClassVar[int] = 1
+    min_labeled_patches: ClassVar[int] = 1
+    """Labeled patches per step, of all ranks together, that the method needs."""
+    plain_supervision: ClassVar[bool] = True
+    """Whether a step without its unsupervised terms is one of Supervised: not where labels train mixed patches only, or
+    another network than the student."""
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     supports_regions: ClassVar[bool] = True
     supports_ignore_label: ClassVar[bool] = True
@@ -76,10 +81,9 @@ class SemiSupervisedTrainer(BuildingBlocks):
     num_val_iterations_per_epoch: int = 50
     initial_lr: float = 1e-2
     optimizer_name: Literal["SGD", "AdamW"] = "SGD"
-    """SGD with Nesterov momentum as in nnU-Net, or AdamW, which needs far fewer steps (initial_lr=2e-3,
-    weight_decay=0.01)."""
+    """SGD as in nnU-Net, or AdamW, which needs far fewer steps (initial_lr=2e-3, weight_decay=0.01)."""
     momentum: float = 0.99
-    """Of SGD."""
+    nesterov: bool = True
     warmup_steps: int = 0
     """Steps over which the learning rate rises."""
     weight_decay: float = 3e-5
@@ -290,18 +294,10 @@ class SemiSupervisedTrainer(BuildingBlocks):
         step.heads = self.heads(self.network, images)
 
     def backward_and_update(self, loss: torch.Tensor, *optimizers: torch.optim.Optimizer) -> None:
-        """Backward pass; then for each of ``optimizers`` (default: the student's) mean over ranks, clipping, step."""
-        scaler = self.grad_scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
-        for optimizer in optimizers or (self.optimizer,):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            self.ranks.average_gradients(parameters)
-            if scaler is not None:
-                scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, self.gradient_clipping)
-            optimizer.step() if scaler is None else scaler.step(optimizer)
-        if scaler is not None:
-            scaler.update()
+        """Backward pass, clipping and step of each of ``optimizers`` (default: the student's)."""
+        optimizers = optimizers or (self.optimizer,)
+        self.backward(loss, *optimizers)
+        self.update(*optimizers)
 
     # ------------------------------------------------------------------ set-up
 

@@ -21,6 +21,7 @@ from tests.support.tiny import Tiny
 
 NAMES = trainer_names()
 SEMI_SUPERVISED = [name for name, trainer in registered_trainers().items() if trainer.uses_unlabeled]
+PLAIN_SUPERVISION = [name for name in SEMI_SUPERVISED if registered_trainers()[name].plain_supervision]
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +31,12 @@ def _restore_determinism():
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tiny]:
-    return lambda **options: Tiny(**options).write(tmp_path / "data", monkeypatch)
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., Tiny]:
+    """Makes data sets with one labeled patch per step, or as many as the trainer under test needs."""
+    trainer = registered_trainers()[request.node.callspec.params["name"]]
+    return lambda **options: Tiny(**{"labeled_batch": trainer.min_labeled_patches} | options).write(
+        tmp_path / "data", monkeypatch
+    )
 
 
 def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -70,7 +75,7 @@ def test_student_depends_on_the_unlabeled_patches(name, tiny):
     ends = []
     for scale in (1.0, 3.0):
         trainer = data.trainer(name)
-        for seed in range(2):
+        for seed in range(trainer.pretrain_steps + 2):
             batch = data.batch(seed)
             batch["unlabeled"] = batch["unlabeled"] * scale
             trainer.train_step(batch)
@@ -78,7 +83,7 @@ def test_student_depends_on_the_unlabeled_patches(name, tiny):
     assert not _equal(*ends)
 
 
-@pytest.mark.parametrize("name", SEMI_SUPERVISED)
+@pytest.mark.parametrize("name", PLAIN_SUPERVISION)
 def test_without_its_unsupervised_terms_a_step_is_the_supervised_step(name, tiny, monkeypatch):
     """To the bit: the same weights, the same patches in one pass, the unsupervised terms multiplied by zero.
 

@@ -83,4 +83,8 @@ def _exchanged(ranks: Ranks) -> dict[str, Any]:
         "gathered": ranks.gather([f"from {rank}"]),
         "from main": ranks.from_main(lambda: {"process": os.getpid(), "rank": rank}),
         "rows": ranks.own_rows(torch.arange(6)).tolist(),
+        "all rows": [
+            ranks.all_rows(torch.arange(8).view(4, 2)[::2].add(10 * rank).to(dtype)).tolist()
+            for dtype in (torch.float32, torch.int16, torch.bool)
+        ],
     }

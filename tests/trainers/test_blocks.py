@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nnssl.errors import UserError
 from nnssl.trainers.engine.distributed import Ranks
 from tests.support.tiny import Tiny
 
@@ -56,6 +57,58 @@ def test_weights_choose_the_voxels_that_cross_entropy_averages(tmp_path, monkeyp
     expected = trainer.cross_entropy(logits[..., :8], target[..., :8])
     torch.testing.assert_close(trainer.cross_entropy(logits, target, left), expected)
     assert trainer.cross_entropy(logits, target, torch.zeros_like(left)) == 0
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+@pytest.mark.parametrize("regions", [False, True])
+def test_masked_loss_of_all_voxels_is_nnunets(tmp_path, monkeypatch, regions, ignore):
+    tiny = Tiny(regions=regions, ignore=ignore, classes=3).write(tmp_path, monkeypatch)
+    trainer = tiny.trainer("Supervised")
+    heads, targets = heads_and_targets(tiny, trainer)
+    heads, targets = [head[:1] for head in heads], [target[:1] for target in targets]
+    if regions and ignore:  # nnU-Net takes the sum of the cross entropies of regions, not their mean
+        trainer.loss.loss.weight_ce = 0.5
+    everything = [torch.ones((1, 1, *head.shape[2:]), dtype=torch.bool) for head in heads]
+    torch.testing.assert_close(
+        trainer.masked_segmentation_loss(heads, targets, everything), trainer.loss(heads, targets)
+    )
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_masked_loss_sees_what_is_inside_alone_and_weighs_patches_alike(tmp_path, monkeypatch, regions):
+    tiny = Tiny(regions=regions, classes=3).write(tmp_path, monkeypatch)
+    trainer = tiny.trainer("Supervised")
+    heads, targets = heads_and_targets(tiny, trainer)
+    masks = []
+    for head in heads:
+        mask = torch.zeros((2, 1, *head.shape[2:]), dtype=torch.bool)
+        half = head.shape[-1] // 2
+        mask[0, ..., :half] = True
+        mask[1, ..., : half // 2] = True
+        masks.append(mask)
+    alone = []
+    for row, share in enumerate((2, 4)):
+        parts = [[t[row : row + 1, ..., : t.shape[-1] // share] for t in each] for each in (heads, targets)]
+        alone.append(trainer.loss(*parts))
+    found = trainer.masked_segmentation_loss(heads, targets, masks)
+    torch.testing.assert_close(found, (alone[0] + alone[1]) / 2)
+
+
+def test_masked_loss_of_nothing_has_no_gradient(tmp_path, monkeypatch):
+    tiny = Tiny().write(tmp_path, monkeypatch)
+    trainer = tiny.trainer("Supervised")
+    heads, targets = heads_and_targets(tiny, trainer)
+    heads = [head.requires_grad_() for head in heads]
+    nothing = [torch.zeros((2, 1, *head.shape[2:]), dtype=torch.bool) for head in heads]
+    trainer.masked_segmentation_loss(heads, targets, nothing).backward()
+    assert all(head.grad.abs().max() == 0 for head in heads if head.grad is not None)
+
+
+@pytest.mark.parametrize("settings", [{"momentum": 1.0}, {"momentum": 0.0}, {"momentum": -0.5, "nesterov": False}])
+def test_momentum_that_sgd_cannot_have_is_refused(tmp_path, monkeypatch, settings):
+    tiny = Tiny().write(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="momentum"):
+        tiny.trainer("Supervised", **settings)
 
 
 def test_hard_labels_of_a_prediction_are_its_targets(tmp_path, monkeypatch):

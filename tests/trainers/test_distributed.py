@@ -64,15 +64,19 @@ def _look(data: Tiny, name: str) -> dict[str, Any]:
         os.environ[variable] = str(data.folder / variable)
     trainer = data.trainer(name, fold=0)
     terms = trainer.unsupervised_loss
-    # at the start of a training they are too small to be seen in the sum
-    trainer.unsupervised_loss = lambda step: {key: 1000 * value for key, value in terms(step).items()}
+
+    def visible(value: torch.Tensor) -> torch.Tensor:
+        """At the start of a training some terms are too small to be seen in the sum."""
+        return value / trainer.ranks.mean(value).abs().clamp_min(1e-3)
+
+    trainer.unsupervised_loss = lambda step: {key: visible(value) for key, value in terms(step).items()}
     trainer.on_train_start()
     batches, gradients = [], {}
     for i in range(STEPS):
         batches.append(next(trainer.dataloader_train))
         trainer.meter.add(trainer.train_step(batches[-1]))
         if i == 0:
-            gradients = {key: p.grad for key, p in unwrap(trainer.network).named_parameters() if p.grad is not None}
+            gradients = _gradients(trainer)
     trainer.meter.average(trainer.ranks.mean)
     trainer.on_validation_epoch_start()
     with torch.no_grad():
@@ -87,6 +91,12 @@ def _look(data: Tiny, name: str) -> dict[str, Any]:
         "losses": trainer.meter.means(),
         "validation": {key: trainer.logger.get_value(key, -1) for key in ("val_losses", "dice_per_class_or_region")},
     }
+
+
+def _gradients(trainer: Any) -> dict[str, torch.Tensor]:
+    modules = {"student": unwrap(trainer.network), **trainer._modules}
+    named = {f"{name}.{key}": p.grad for name, module in modules.items() for key, p in module.named_parameters()}
+    return {key: gradient for key, gradient in named.items() if gradient is not None}
 
 
 def _all_weights(trainer: Any) -> dict[str, torch.Tensor]:
@@ -166,7 +176,7 @@ def test_two_ranks_do_the_steps_of_one_process(name, looked, monkeypatch):
     assert torch.equal(torch.cat([one["labeled"] for one in ranks], 1), alone["labeled"])
     if alone["unlabeled"] is not None:
         assert torch.equal(torch.cat([one["unlabeled"] for one in ranks], 1), alone["unlabeled"])
-        assert sum(value for key, value in alone["losses"].items() if key not in ("loss", "supervised")) > 0.01
+        assert sum(abs(value) for key, value in alone["losses"].items() if key not in ("loss", "supervised")) > 0.01
     for one in ranks:
         assert one["weights"].keys() == alone["weights"].keys()
         assert all(torch.equal(value, ranks[0]["weights"][key]) for key, value in one["weights"].items())
@@ -314,6 +324,8 @@ def test_what_ranks_exchange(tmp_path):
         # the larger wish wins, a call later; while it is granted, it is not asked for again
         assert one["wishes"] == [0, 0, 2, 0, 0]
         assert one["mean"] == [1.0, 1.5]
+        numbers = [[0, 1], [4, 5], [10, 11], [14, 15]]
+        assert one["all rows"] == [numbers, numbers, [[bool(n) for n in row] for row in numbers]]
         assert one["gathered"] == ["from 0", "from 1"]
         assert one["from main"] == main["from main"]
 
@@ -328,6 +340,8 @@ def test_one_process_exchanges_nothing():
     assert list(ranks.deal("ab")) == ["a", "b"]
     assert ranks.gather([1]) == [1]
     assert ranks.own_rows(torch.arange(3)).tolist() == [0, 1, 2]
+    assert torch.equal(ranks.all_rows(value), value)
+    assert not ranks.all_rows(value).requires_grad
     for nothing in (ranks.barrier, ranks.finish, ranks.disconnect):
         nothing()
 

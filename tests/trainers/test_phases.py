@@ -154,9 +154,9 @@ def test_learning_rates_rise_in_the_first_steps(tiny):
 
 
 def test_momentum_of_sgd(tiny):
-    trainer = tiny.trainer("Supervised", momentum=0.0)
+    trainer = tiny.trainer("Supervised", momentum=0.9, nesterov=False)
     (group,) = trainer.optimizer.param_groups
-    assert (group["momentum"], group["nesterov"]) == (0.0, False)
+    assert (group["momentum"], group["nesterov"]) == (0.9, False)
     (group,) = tiny.trainer("Supervised").optimizer.param_groups
     assert (group["momentum"], group["nesterov"]) == (0.99, True)
 

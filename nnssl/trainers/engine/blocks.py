@@ -10,6 +10,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from nnssl.errors import UserError
 from nnssl.losses.labels import (
     class_cross_entropy,
     most_likely_classes,
@@ -20,6 +21,7 @@ from nnssl.networks.ema import EMATeacher
 from nnssl.networks.memory_format import set_memory_format
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
 from nnssl.trainers.engine.distributed import Ranks
+from nnssl.trainers.engine.modules import parameters_of
 from nnssl.trainers.engine.precision import Precision
 
 
@@ -29,8 +31,10 @@ class BuildingBlocks(nnUNetTrainer):
     network: nn.Module
     optimizer_name: Literal["SGD", "AdamW"]
     momentum: float
+    nesterov: bool
     ranks: Ranks
     precision: Precision
+    gradient_clipping: float
     memory_format: torch.memory_format
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
@@ -75,17 +79,48 @@ class BuildingBlocks(nnUNetTrainer):
         # every rank divides by the same area
         return (values * weight).sum() / self.ranks.mean(weight.sum()).clamp_min(1e-8)
 
+    def masked_segmentation_loss(
+        self, heads: list[torch.Tensor], target: list[torch.Tensor], mask: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """nnU-Net's Dice and cross entropy, with its weights, on part of the voxels.
+
+        The cross entropy is a mean over the voxels of each patch, then over the patches, so that every patch weighs the
+        same however much of it is chosen; the Dice is nnU-Net's with a ``loss_mask``.
+
+        Args:
+            heads: logits ``(N, K, *S)`` per head, full resolution first.
+            target: as for `cross_entropy`, one tensor per head.
+            mask: ``(N, 1, *S)`` boolean per head, True where the target counts.
+        """
+        dice = self.loss
+        while not hasattr(dice, "dc"):  # below deep supervision and what ranks share
+            dice = dice.loss
+
+        def of_head(logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            labels, annotated = self._labels(logits, target)
+            inside = (mask if annotated is None else mask & annotated).to(logits.dtype)
+            area = inside.sum(dim=tuple(range(1, inside.ndim)), keepdim=True)
+            cross_entropy = self.cross_entropy(logits, target, inside / area.clamp_min(1))
+            return cross_entropy + dice.dc(logits, labels, loss_mask=inside)
+
+        return self.over_heads(of_head, heads, target, mask)
+
     def _likelihood(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Cross entropy of voxels, and which of them are annotated (None: all)."""
+        labels, annotated = self._labels(logits, target)
+        loss = region_cross_entropy if self.label_manager.has_regions else class_cross_entropy
+        return loss(logits, labels), annotated
+
+    def _labels(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Classes or regions of a reference, without its ignore label, and which voxels are annotated (None: all)."""
         if self.label_manager.has_regions:
             regions = logits.shape[1]
             ignored = target[:, regions:] if target.shape[1] > regions else None
-            return region_cross_entropy(logits, target[:, :regions]), None if ignored is None else ~ignored.bool()
-        ignore_label = self.label_manager.ignore_label
-        if ignore_label is None:
-            return class_cross_entropy(logits, target), None
-        annotated = target != ignore_label
-        return class_cross_entropy(logits, target * annotated), annotated
+            return target[:, :regions], None if ignored is None else ~ignored.bool()
+        if self.label_manager.ignore_label is None:
+            return target, None
+        annotated = target != self.label_manager.ignore_label
+        return target * annotated, annotated
 
     def over_heads(
         self, loss: Callable[..., torch.Tensor], heads: list[torch.Tensor], *others: list[torch.Tensor]
@@ -121,9 +156,33 @@ class BuildingBlocks(nnUNetTrainer):
         """An optimizer with the settings of this run for ``parameters``."""
         if self.optimizer_name == "AdamW":
             return torch.optim.AdamW(parameters, self.initial_lr, weight_decay=self.weight_decay)
+        if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
+            raise UserError(
+                "momentum must be at least 0 and below 1, and above 0 with nesterov",
+                found=f"momentum={self.momentum}, nesterov={self.nesterov}",
+                fix="--set momentum=0.99, as in nnU-Net",
+            )
         return torch.optim.SGD(
-            parameters, self.initial_lr, self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay
+            parameters, self.initial_lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
+
+    def backward(self, loss: torch.Tensor, *optimizers: torch.optim.Optimizer) -> None:
+        """Adds to the gradients of the optimizers' parameters, which are then the mean over ranks, not scaled."""
+        scaler = self.grad_scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        for optimizer in optimizers:
+            self.ranks.average_gradients(parameters_of(optimizer))
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+
+    def update(self, *optimizers: torch.optim.Optimizer) -> None:
+        """Clips the gradients and steps; to be called after `backward`."""
+        scaler = self.grad_scaler
+        for optimizer in optimizers:
+            nn.utils.clip_grad_norm_(parameters_of(optimizer), self.gradient_clipping)
+            optimizer.step() if scaler is None else scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
 
     def randn_like(self, patches: torch.Tensor) -> torch.Tensor:
         """Standard normal noise of the shape ``(B, ...)`` of patches, the same for any number of ranks."""

@@ -91,6 +91,16 @@ class Ranks:
         rows = self.rows(len(batch) // self.size)
         return batch[rows.start : rows.stop]
 
+    def all_rows(self, batch: torch.Tensor) -> torch.Tensor:
+        """The global batch, of which every rank gives its rows; `own_rows` is the way back. No gradient."""
+        if self.size == 1:
+            return batch.detach()
+        # as bytes, since not every number format can be sent
+        own = batch.detach().contiguous().view(torch.uint8)
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own)
+        return torch.cat(parts).view(batch.dtype)
+
     # ------------------------------------------------------------------ start and end
 
     def connect(self, device: torch.device) -> None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
+
 from nnssl.trainers.engine.distributed import synchronize_batch_norms
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What an optimizer trains."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def attach_modules(trainer: SemiSupervisedTrainer) -> None:

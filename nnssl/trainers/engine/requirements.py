@@ -35,6 +35,15 @@ def check_requirements(trainer: SemiSupervisedTrainer) -> None:
         raise UserError("least_class_share must be at least 0 and below 1", found=trainer.least_class_share)
     if not 0 <= trainer.pretrain_share < 1:
         raise UserError("pretrain_share must be at least 0 and below 1", found=trainer.pretrain_share)
+    patches = trainer.labeled_batch_size
+    if patches is None:
+        patches = trainer.configuration_manager.batch_size
+    if patches < trainer.min_labeled_patches:
+        raise UserError(
+            f"{name} needs at least {trainer.min_labeled_patches} labeled patches per step",
+            found=patches,
+            fix=f"--set labeled_batch_size={trainer.min_labeled_patches}",
+        )
     split = trainer.split()
     counts = [("labeled", len(split.train), trainer.min_labeled)]
     if trainer.uses_unlabeled:
@@ -50,3 +59,14 @@ def check_requirements(trainer: SemiSupervisedTrainer) -> None:
                 if kind == "unlabeled"
                 else "label more cases, or train fold all",
             )
+
+
+def check_value(trainer: SemiSupervisedTrainer, name: str, usable: bool, expected: str) -> None:
+    """Raises ``UserError`` unless the value of a hyper-parameter is usable; methods call it in `build_modules`."""
+    if not usable:
+        raise UserError(
+            f"unusable value of hyper-parameter {name!r} of {type(trainer).__name__}",
+            expected=expected,
+            found=getattr(trainer, name),
+            fix=f"--set {name}={getattr(type(trainer), name)}",
+        )
