@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 
+from nnssl.dataloading.cases import UnlabeledCases
+from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases
 from nnssl.dataloading.streams import BatchStream
 from nnssl.dataset.splits import Fold
 from nnssl.errors import UserError
@@ -20,7 +23,7 @@ from nnssl.trainers.engine.distributed import current_ranks, synchronize_batch_n
 from nnssl.trainers.engine.history import History, LossMeter
 from nnssl.trainers.engine.memory_format import check_memory_format, choose_memory_format
 from nnssl.trainers.engine.modules import attach_modules
-from nnssl.trainers.engine.pipelines import TrainingStream, open_streams, split_of
+from nnssl.trainers.engine.pipelines import TrainingStream, open_streams, split_of, unlabeled_images
 from nnssl.trainers.engine.precision import Precision, choose_precision
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run_settings import RunSettings
@@ -28,7 +31,7 @@ from nnssl.trainers.engine.schedule import update_learning_rates
 from nnssl.trainers.engine.settings import check_overrides, hyperparameters
 from nnssl.trainers.engine.shared_loss import share_loss
 from nnssl.trainers.engine.state import make_deterministic, seed_everything, seed_step
-from nnssl.trainers.engine.step import Step
+from nnssl.trainers.engine.step import Step, step_of
 
 
 class SemiSupervisedTrainer(BuildingBlocks):
@@ -40,6 +43,7 @@ class SemiSupervisedTrainer(BuildingBlocks):
     - `pretrain_losses`, `start_main_phase`: what happens before the main phase, and when it begins;
     - `optimize`: only methods whose step is not one loss and one update;
     - `after_step`: EMA updates;
+    - `phase_starts`, `start_phase`, `unlabeled_cases`: phases with work on whole cases between them;
     - `deployed_network`: the network that is saved for prediction (default: the student).
 
     Hyper-parameters are annotated class attributes; ``--set`` and `configure` override them before `initialize`.
@@ -173,6 +177,9 @@ class SemiSupervisedTrainer(BuildingBlocks):
 
     # ------------------------------------------------------------------ hooks of the methods
 
+    def check_settings(self) -> None:
+        """Raises ``UserError`` for hyper-parameters that the method cannot be trained with; before the first step."""
+
     def build_modules(self) -> dict[str, nn.Module]:
         """Modules beside the student, by name. They become attributes, are moved to the device and saved.
 
@@ -213,6 +220,23 @@ class SemiSupervisedTrainer(BuildingBlocks):
 
     def after_step(self, step: Step) -> None:
         """Called after each optimizer step."""
+
+    @property
+    def phase_starts(self) -> tuple[int, ...]:
+        """Steps before which `start_phase` is called; streams are opened anew there, learning rates start again."""
+        return ()
+
+    def start_phase(self, stopping: Callable[[], bool]) -> bool:
+        """Work between two phases, such as predicting whole cases; a checkpoint was saved just before it.
+
+        False if it ended early, which every rank must return alike, because ``stopping`` was true on one. It is called
+        again when the training is continued, and should find what it had finished.
+        """
+        return True
+
+    def unlabeled_cases(self) -> UnlabeledCases | PseudoLabeledCases | None:
+        """What the unlabeled patches are drawn from at the present step; None for no unlabeled patches."""
+        return unlabeled_images(self) if self.uses_unlabeled else None
 
     def deployed_network(self) -> nn.Module:
         """The network that predicts, without wrappers."""
@@ -256,19 +280,7 @@ class SemiSupervisedTrainer(BuildingBlocks):
 
     def make_step(self, batch: dict[str, Any]) -> Step:
         """Moves a batch to the device."""
-
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(self.device, non_blocking=True)
-
-        target = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
-        labeled, unlabeled = move(batch["data"]), batch.get("unlabeled")
-        return Step(
-            labeled=labeled,
-            target=[move(t) for t in target],
-            unlabeled=labeled[:0] if unlabeled is None else move(unlabeled),
-            iteration=self.iteration,
-            progress=self.progress,
-        )
+        return step_of(batch, self.device, self.iteration, self.progress)
 
     def forward(self, step: Step) -> None:
         """Fills ``step.heads`` with the student's float32 logits for labeled and unlabeled patches in one pass."""

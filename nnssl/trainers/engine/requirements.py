@@ -33,6 +33,7 @@ def check_requirements(trainer: SemiSupervisedTrainer) -> None:
             )
     if not 0 <= trainer.pretrain_share < 1:
         raise UserError("pretrain_share must be at least 0 and below 1", found=trainer.pretrain_share)
+    trainer.check_settings()
     split = trainer.split()
     counts = [("labeled", len(split.train), trainer.min_labeled)]
     if trainer.uses_unlabeled:

@@ -11,9 +11,15 @@ if TYPE_CHECKING:
 def update_learning_rates(trainer: SemiSupervisedTrainer) -> None:
     """Sets the learning rates for the place where the training stands; called when an epoch or phase begins."""
     position: float = trainer.current_epoch
+    starts = [0, *trainer.phase_starts]
     if trainer.restarts_schedule and trainer.pretrain_steps:
-        done = trainer.iteration / trainer.pretrain_steps if trainer.pretraining else trainer.progress
-        position = done * trainer.num_epochs
+        starts.append(trainer.pretrain_steps)
+    if len(starts) > 1:
+        began = max(start for start in starts if start <= trainer.iteration)
+        total = trainer.num_epochs * trainer.num_iterations_per_epoch
+        ends = min((start for start in starts if start > trainer.iteration), default=total)
+        # one division at the end: a phase has the very rates of a training of its length
+        position = trainer.num_epochs * (trainer.iteration - began) / (ends - began)
     trainer.lr_scheduler.step(position)
     factor = trainer.optimizer.param_groups[0]["lr"] / trainer.initial_lr
     for group in (group for optimizer in trainer._optimizers.values() for group in optimizer.param_groups):
