@@ -18,8 +18,10 @@ def update_learning_rates(trainer: SemiSupervisedTrainer) -> None:
         began = max(start for start in starts if start <= trainer.iteration)
         total = trainer.num_epochs * trainer.num_iterations_per_epoch
         ends = min((start for start in starts if start > trainer.iteration), default=total)
+        # rates stay the same from the start of an epoch or phase on, also for a training continued in between
+        since = max(began, trainer.current_epoch * trainer.num_iterations_per_epoch)
         # one division at the end: a phase has the very rates of a training of its length
-        position = trainer.num_epochs * (trainer.iteration - began) / (ends - began)
+        position = trainer.num_epochs * (since - began) / (ends - began)
     trainer.lr_scheduler.step(position)
     factor = trainer.optimizer.param_groups[0]["lr"] / trainer.initial_lr
     for group in (group for optimizer in trainer._optimizers.values() for group in optimizer.param_groups):
