@@ -153,6 +153,7 @@ def test_rounds_begin_with_new_weights_unless_started_warm(tiny, monkeypatch, wa
     trainer = tiny.trainer("SelfTraining", warm_start=warm, **BUDGET)
     monkeypatch.setattr(trainer, "_select", lambda ended: None)
     first = weights(trainer)
+    trainer._best_ema = 0.9
     trainer.train_step(tiny.batch() | {"unlabeled": None})
     trained = weights(trainer)
     starts = []
@@ -160,6 +161,7 @@ def test_rounds_begin_with_new_weights_unless_started_warm(tiny, monkeypatch, wa
         trainer.iteration = start
         assert trainer.start_phase(lambda: False)
         assert not trainer.optimizer.state
+        assert trainer._best_ema is None
         starts.append(weights(trainer))
     if warm:
         assert all(equal(trained, start) for start in starts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -100,21 +101,28 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
     _save_epoch(trainer, clock)
 
 
-def _start_phase(trainer: SemiSupervisedTrainer, stop: StopRequest, clock: _Clock) -> float:
-    """Lets the method work between two phases and opens the streams of the new one; the seconds that this took."""
-    began = time.monotonic()
-    trainer.meter.average(trainer.ranks.mean)
-    _save_latest(trainer, clock)
+def begin_phase(trainer: SemiSupervisedTrainer, stopping: Callable[[], bool]) -> bool:
+    """Lets the method work between two phases, then opens the streams of the new one; False if it was stopped."""
     waited = trainer.dataloader_train.waited
     # first, since their workers would take cores and memory from the work
     trainer.dataloader_train.close()
     trainer.dataloader_val.close()
-    if not trainer.start_phase(lambda: bool(stop)):
-        _exit(trainer, stop)
+    if not trainer.start_phase(stopping):
+        return False
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
     trainer.dataloader_train.waited = waited
     trainer.network.train()
     update_learning_rates(trainer)
+    return True
+
+
+def _start_phase(trainer: SemiSupervisedTrainer, stop: StopRequest, clock: _Clock) -> float:
+    """Saves and begins a phase; the seconds that this took. A stop finds the checkpoint of before."""
+    began = time.monotonic()
+    trainer.meter.average(trainer.ranks.mean)
+    _save_latest(trainer, clock)
+    if not begin_phase(trainer, lambda: bool(stop)):
+        _exit(trainer, stop)
     return time.monotonic() - began
 
 

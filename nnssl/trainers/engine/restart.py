@@ -29,7 +29,11 @@ def new_student(trainer: SemiSupervisedTrainer, number: int) -> None:
 
 
 def forget_past_steps(trainer: SemiSupervisedTrainer) -> None:
-    """Empties what optimizers and loss scaler remember of past steps, such as momentum."""
+    """Empties what optimizers and loss scaler remember of past steps, such as momentum.
+
+    The best checkpoint is chosen anew too, so that in the end it is one of the last training.
+    """
     for optimizer in (trainer.optimizer, *trainer._optimizers.values()):
         optimizer.state.clear()
     trainer.grad_scaler = trainer.precision.grad_scaler()
+    trainer._best_ema = None
