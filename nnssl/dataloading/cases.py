@@ -50,9 +50,14 @@ class UnlabeledCases:
         return image, self._open(identifier + MASK_SUFFIX) if self.with_mask else None
 
     def _open(self, name: str) -> Any:
-        # memory mapping fails on Windows, see nnU-Net issue 2723
-        mapping = {} if os.name == "nt" else {"mmap_mode": "r"}
-        return blosc2.open(urlpath=str(self.folder / f"{name}.b2nd"), mode="r", dparams={"nthreads": 1}, **mapping)
+        return open_memory_mapped(self.folder / f"{name}.b2nd")
+
+
+def open_memory_mapped(path: Path) -> Any:
+    """Opens a compressed array, of which only what is looked at is read."""
+    # memory mapping fails on Windows, see nnU-Net issue 2723
+    mapping = {} if os.name == "nt" else {"mmap_mode": "r"}
+    return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mapping)
 
 
 class NamedErrors:

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 
+from nnssl.dataloading.cases import UnlabeledCases
+from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases
 from nnssl.dataloading.streams import BatchStream
 from nnssl.dataset.splits import Fold
 from nnssl.errors import UserError
 from nnssl.networks.ema import EMATeacher
-from nnssl.networks.unwrap import set_deep_supervision, unwrap
+from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.engine import checkpoint, loop, validation
-from nnssl.trainers.engine.blocks import BuildingBlocks
-from nnssl.trainers.engine.distributed import current_ranks, synchronize_batch_norms
+from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.history import History, LossMeter
-from nnssl.trainers.engine.memory_format import check_memory_format, choose_memory_format
-from nnssl.trainers.engine.modules import attach_modules
-from nnssl.trainers.engine.pipelines import TrainingStream, open_streams, split_of
-from nnssl.trainers.engine.precision import Precision, choose_precision
+from nnssl.trainers.engine.pipelines import TrainingStream, open_streams, split_of, unlabeled_images
+from nnssl.trainers.engine.precision import Precision
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.engine.schedule import update_learning_rates
 from nnssl.trainers.engine.settings import check_overrides, hyperparameters
-from nnssl.trainers.engine.shared_loss import share_loss
-from nnssl.trainers.engine.state import make_deterministic, seed_everything, seed_step
-from nnssl.trainers.engine.step import Step
+from nnssl.trainers.engine.setup import SetUp
+from nnssl.trainers.engine.state import seed_step
+from nnssl.trainers.engine.step import Step, step_of
 
 Status = Literal["official code", "paper", "re-interpretation", "own"]
 
 
-class SemiSupervisedTrainer(BuildingBlocks):
+class SemiSupervisedTrainer(SetUp):
     """Base of all trainers. A method overrides the fewest hooks that it can:
 
     - `build_modules`, `build_optimizers`: teachers and other modules beside the student, and who trains them;
@@ -42,6 +40,7 @@ class SemiSupervisedTrainer(BuildingBlocks):
     - `pretrain_losses`, `start_main_phase`: what happens before the main phase, and when it begins;
     - `optimize`: only methods whose step is not one loss and one update;
     - `after_step`: EMA updates;
+    - `phase_starts`, `start_phase`, `unlabeled_cases`: phases with work on whole cases between them;
     - `deployed_network`: the network that is saved for prediction (default: the student).
 
     Hyper-parameters are annotated class attributes; ``--set`` and `configure` override them before `initialize`.
@@ -189,6 +188,9 @@ class SemiSupervisedTrainer(BuildingBlocks):
 
     # ------------------------------------------------------------------ hooks of the methods
 
+    def check_settings(self) -> None:
+        """Raises ``UserError`` for hyper-parameters that the method cannot be trained with; before the first step."""
+
     def build_modules(self) -> dict[str, nn.Module]:
         """Modules beside the student, by name. They become attributes, are moved to the device and saved.
 
@@ -229,6 +231,23 @@ class SemiSupervisedTrainer(BuildingBlocks):
 
     def after_step(self, step: Step) -> None:
         """Called after each optimizer step."""
+
+    @property
+    def phase_starts(self) -> tuple[int, ...]:
+        """Steps before which `start_phase` is called; streams are opened anew there, learning rates start again."""
+        return ()
+
+    def start_phase(self, stopping: Callable[[], bool]) -> bool:
+        """Work between two phases, such as predicting whole cases; a checkpoint was saved just before it.
+
+        False if it ended early, which every rank must return alike, because ``stopping`` was true on one. It is called
+        again when the training is continued, and should find what it had finished.
+        """
+        return True
+
+    def unlabeled_cases(self) -> UnlabeledCases | PseudoLabeledCases | None:
+        """What the unlabeled patches are drawn from at the present step; None for no unlabeled patches."""
+        return unlabeled_images(self) if self.uses_unlabeled else None
 
     def deployed_network(self) -> nn.Module:
         """The network that predicts, without wrappers."""
@@ -274,19 +293,7 @@ class SemiSupervisedTrainer(BuildingBlocks):
 
     def make_step(self, batch: dict[str, Any]) -> Step:
         """Moves a batch to the device."""
-
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(self.device, non_blocking=True)
-
-        target = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
-        labeled, unlabeled = move(batch["data"]), batch.get("unlabeled")
-        return Step(
-            labeled=labeled,
-            target=[move(t) for t in target],
-            unlabeled=labeled[:0] if unlabeled is None else move(unlabeled),
-            iteration=self.iteration,
-            progress=self.progress,
-        )
+        return step_of(batch, self.device, self.iteration, self.progress)
 
     def forward(self, step: Step) -> None:
         """Fills ``step.heads`` with the student's float32 logits for labeled and unlabeled patches in one pass."""
@@ -298,71 +305,6 @@ class SemiSupervisedTrainer(BuildingBlocks):
         optimizers = optimizers or (self.optimizer,)
         self.backward(loss, *optimizers)
         self.update(*optimizers)
-
-    # ------------------------------------------------------------------ set-up
-
-    def initialize(self) -> None:
-        """Builds network, optimizer, loss and the modules of the method, seeded, on the device, alike on all ranks."""
-        self.ranks.connect(self.device)
-        if self.settings.seed is None:
-            self.settings.seed = self.ranks.from_main(lambda: int.from_bytes(os.urandom(4), "little"))
-        planned_axes = self.configuration_manager.configuration.get("semi_supervised", {}).get("mirror_axes")
-        if self.mirror_axes is None and planned_axes is not None:
-            # kept like a hyper-parameter, so that a continued training mirrors alike if it is planned anew meanwhile
-            self.mirror_axes = tuple(planned_axes)
-        if self.settings.deterministic:
-            make_deterministic()
-        elif self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
-        check_memory_format(self.settings.memory_format)
-        self.precision = choose_precision(self.device, self.settings.precision)
-        seed_everything(self.settings.seed)
-        super().initialize()
-        self.network = synchronize_batch_norms(self.network, self.ranks, self.device)
-        self.grad_scaler = self.precision.grad_scaler()
-        if self.settings.pretrained_weights is not None:
-            checkpoint.load_pretrained(unwrap(self.network), self.settings.pretrained_weights)
-        choose_memory_format(self)
-        attach_modules(self)
-        self.ranks.copy_from_main([self.network, *self._modules.values()])
-
-    def _set_batch_size_and_oversample(self) -> None:
-        patches = self.labeled_batch_size
-        if patches is None:
-            patches = self.configuration_manager.batch_size
-        self.batch_size = self.ranks.even_share(patches, "labeled")
-
-    def _build_loss(self) -> nn.Module:
-        return share_loss(super()._build_loss(), self.ranks, self.label_manager.ignore_label)
-
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        optimizer = self.new_optimizer(self.network.parameters())
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
-        """nnU-Net's geometry of augmentation, with `mirror_axes` where they are set."""
-        rotation, dummy_2d, initial_patch_size, axes = (
-            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
-        if self.mirror_axes is not None:
-            axes = self.mirror_axes
-            # nnU-Net's predictor takes None for 'no mirroring' and fails on an empty tuple
-            self.inference_allowed_mirroring_axes = axes or None
-        return rotation, dummy_2d, initial_patch_size, axes
-
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        set_deep_supervision(self.network, enabled)
-
-    def print_to_log_file(self, *args: Any, **kwargs: Any) -> None:
-        if self.ranks.is_main:
-            super().print_to_log_file(*args, **kwargs)
-
-    def print_plans(self) -> None:
-        """Writes the plan to the log file; on the console it would bury everything else."""
-        self.print_to_log_file(self.configuration_manager, also_print_to_console=False)
-
-    def plot_network_architecture(self) -> None:
-        """Nothing: nnU-Net's plot needs a library that no longer works."""
 
     # ------------------------------------------------------------------ data
 

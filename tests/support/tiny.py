@@ -101,16 +101,22 @@ class Tiny:
         return get_trainer(name)(plans, configuration or self.configuration, fold, dataset_json, DEVICE)
 
     def batch(self, seed: int = 0) -> dict[str, Any]:
-        """A training batch with deep supervision targets, as the streams deliver it."""
+        """A training batch with deep supervision targets and pseudo-labels, as the streams deliver it."""
         generator = torch.Generator().manual_seed(seed)
-        shape = (self.labeled_batch, self.channels, *self.patch)
-        target = torch.randint(0, self.classes, (self.labeled_batch, 1, *self.patch), generator=generator)
-        half = target[(..., *(slice(None, None, 2),) * self.dimensions)]
+
+        def target(patches: int) -> list[torch.Tensor]:
+            full = torch.randint(0, self.classes, (patches, 1, *self.patch), generator=generator).to(torch.int16)
+            return [full, full[(..., *(slice(None, None, 2),) * self.dimensions)]]
+
+        def images(patches: int) -> torch.Tensor:
+            return torch.randn((patches, self.channels, *self.patch), generator=generator)
+
         return {
-            "data": torch.randn(shape, generator=generator),
-            "target": [target.to(torch.int16), half.to(torch.int16)],
+            "target": target(self.labeled_batch),
+            "data": images(self.labeled_batch),
             "keys": ["labeled_0"] * self.labeled_batch,
-            "unlabeled": torch.randn((self.unlabeled_batch, *shape[1:]), generator=generator),
+            "unlabeled": images(self.unlabeled_batch),
+            "pseudo_target": target(self.unlabeled_batch),
         }
 
     def dataset_json(self) -> dict[str, Any]:

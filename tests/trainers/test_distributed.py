@@ -26,6 +26,7 @@ from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine import run as run_module
 from nnssl.trainers.engine.distributed import Ranks, current_ranks, ranks_of_environment, synchronize_batch_norms
 from nnssl.trainers.engine.launch import launch
+from nnssl.trainers.engine.loop import begin_phase
 from nnssl.trainers.registry import trainer_names
 from nnssl.utils.files import write_json
 from tests.support import ranks as rank_functions
@@ -73,6 +74,8 @@ def _look(data: Tiny, name: str) -> dict[str, Any]:
     trainer.on_train_start()
     batches, gradients = [], {}
     for i in range(STEPS):
+        if trainer.iteration in trainer.phase_starts:
+            assert begin_phase(trainer, lambda: False)
         batches.append(next(trainer.dataloader_train))
         trainer.meter.add(trainer.train_step(batches[-1]))
         if i == 0:
@@ -83,9 +86,10 @@ def _look(data: Tiny, name: str) -> dict[str, Any]:
         outputs = [trainer.validation_step(next(trainer.dataloader_val)) for _ in range(2)]
     trainer.on_validation_epoch_end(trainer.ranks.gather(outputs))
     trainer.ranks.disconnect()
+    unlabeled = [batch["unlabeled"] for batch in batches if batch["unlabeled"] is not None]
     return {
         "labeled": torch.stack([batch["data"] for batch in batches]),
-        "unlabeled": None if not trainer.uses_unlabeled else torch.stack([batch["unlabeled"] for batch in batches]),
+        "unlabeled": torch.stack(unlabeled) if trainer.uses_unlabeled else None,
         "gradients": gradients,
         "weights": _all_weights(trainer),
         "losses": trainer.meter.means(),

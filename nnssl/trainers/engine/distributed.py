@@ -200,13 +200,19 @@ class Ranks:
             raise SystemExit(2)
         return answer[0]
 
-    def deal(self, items: Sequence[T]) -> Iterator[T]:
-        """Deals items out: each goes to the rank that asks first, so that none waits while there is work."""
-        if self.size == 1:
-            yield from items
-            return
+    def deal(self, items: Sequence[T], stopping: Callable[[], bool] = lambda: False) -> Iterator[T]:
+        """Deals items out: each goes to the rank that asks first, so that none waits while there is work.
+
+        When ``stopping`` is true on any rank, no rank gets a further item.
+        """
         key = self._new_key()
-        while (taken := self._store.add(key, 1)) <= len(items):
+        given = 0
+        while (taken := given + 1 if self.size == 1 else self._store.add(key, 1)) <= len(items):
+            if stopping():
+                if self.size > 1:
+                    self._store.add(key, len(items))
+                return
+            given = taken
             yield items[taken - 1]
 
     def finish(self) -> None:

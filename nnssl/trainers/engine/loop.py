@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -46,7 +47,7 @@ def train(trainer: SemiSupervisedTrainer) -> None:
     trainer.on_train_start()
     folder = Path(trainer.output_folder)
     if trainer.ranks.is_main:
-        for leftover in folder.glob(".tmp_*"):
+        for leftover in folder.rglob(".tmp_*"):
             leftover.unlink()
     stop_file = folder / STOP_FILE if trainer.ranks.is_main else None
     try:
@@ -78,20 +79,19 @@ def _progress_bar(trainer: SemiSupervisedTrainer) -> tqdm:
 def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clock: _Clock) -> None:
     epoch = trainer.current_epoch
     _open_epoch(trainer)
-    stream = trainer.dataloader_train
     began, steps = time.monotonic(), 0
-    stream.restart_clock()
+    trainer.dataloader_train.restart_clock()
     while trainer.iteration < (epoch + 1) * trainer.num_iterations_per_epoch:
         _save_or_stop(trainer, stop, clock)
-        trainer.meter.add(trainer.train_step(next(stream)))
+        if trainer.iteration in trainer.phase_starts:
+            began += _start_phase(trainer, stop, clock)
+        trainer.meter.add(trainer.train_step(next(trainer.dataloader_train)))
         steps += 1
         bar.update()
     trainer.meter.average(trainer.ranks.mean)
     losses = trainer.meter.means()
-    timing = {
-        "step_seconds": (time.monotonic() - began) / max(steps, 1),
-        "data_wait": sum(stream.waited.values()) / max(steps, 1),
-    }
+    seconds, waited = time.monotonic() - began, sum(trainer.dataloader_train.waited.values())
+    timing = {"step_seconds": seconds / max(steps, 1), "data_wait": waited / max(steps, 1)}
     bad = not_finite(losses)
     if bad:
         raise UserError(
@@ -104,6 +104,31 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
     _close_epoch(trainer, losses, timing, bar)
     _warn_of_starving(trainer, timing, clock)
     _save_epoch(trainer, clock)
+
+
+def begin_phase(trainer: SemiSupervisedTrainer, stopping: Callable[[], bool]) -> bool:
+    """Lets the method work between two phases, then opens the streams of the new one; False if it was stopped."""
+    waited = trainer.dataloader_train.waited
+    # first, since their workers would take cores and memory from the work
+    trainer.dataloader_train.close()
+    trainer.dataloader_val.close()
+    if not trainer.start_phase(stopping):
+        return False
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    trainer.dataloader_train.waited = waited
+    trainer.network.train()
+    update_learning_rates(trainer)
+    return True
+
+
+def _start_phase(trainer: SemiSupervisedTrainer, stop: StopRequest, clock: _Clock) -> float:
+    """Saves and begins a phase; the seconds that this took. A stop finds the checkpoint of before."""
+    began = time.monotonic()
+    trainer.meter.average(trainer.ranks.mean)
+    _save_latest(trainer, clock)
+    if not begin_phase(trainer, lambda: bool(stop)):
+        _exit(trainer, stop)
+    return time.monotonic() - began
 
 
 def _open_epoch(trainer: SemiSupervisedTrainer) -> None:
@@ -211,11 +236,15 @@ def _save_or_stop(trainer: SemiSupervisedTrainer, stop: StopRequest, clock: _Clo
     trainer.meter.average(trainer.ranks.mean)
     _save_latest(trainer, clock)
     if decision == STOP:
-        reason = stop.reason or "a signal to another rank"
-        trainer.print_to_log_file(
-            f"stopped by {reason} after step {trainer.iteration}; the same command with --c continues from here"
-        )
-        sys.exit(0)
+        _exit(trainer, stop)
+
+
+def _exit(trainer: SemiSupervisedTrainer, stop: StopRequest) -> NoReturn:
+    reason = stop.reason or "a signal to another rank"
+    trainer.print_to_log_file(
+        f"stopped by {reason} after step {trainer.iteration}; the same command with --c continues from here"
+    )
+    sys.exit(0)
 
 
 def _finish(trainer: SemiSupervisedTrainer) -> None:

@@ -13,6 +13,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnssl.dataloading.cases import NamedErrors, UnlabeledCases, unlabeled_folder, unlabeled_identifiers
+from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases, PseudoLabeledLoader
 from nnssl.dataloading.rows import RowsLoader
 from nnssl.dataloading.streams import BatchStream, SeededBatches
 from nnssl.dataloading.unlabeled import UnlabeledLoader
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 class TrainingStream:
     """Labeled and unlabeled batches together, and the time that was spent waiting for them.
 
-    Yields nnU-Net's ``{"data", "target", "keys"}`` plus ``"unlabeled"`` (``(B_u, C, *P)`` or None).
+    Yields nnU-Net's ``{"data", "target", "keys"}`` plus ``"unlabeled"`` (``(B_u, C, *P)`` or None) and
+    ``"pseudo_target"`` (what ``"target"`` is for the labeled patches, or None).
 
     Args:
         labeled: batches as nnU-Net's loader makes them.
@@ -49,12 +51,12 @@ class TrainingStream:
 
     def __next__(self) -> dict[str, Any]:
         batch = self._next("labeled", self.labeled)
-        batch["unlabeled"] = None
+        unlabeled: dict[str, Any] = {}
         if self.labeled_only > 0:
             self.labeled_only -= 1
         elif self.unlabeled is not None:
-            batch["unlabeled"] = self._next("unlabeled", self.unlabeled)["data"]
-        return batch
+            unlabeled = self._next("unlabeled", self.unlabeled)
+        return batch | {"unlabeled": unlabeled.get("data"), "pseudo_target": unlabeled.get("target")}
 
     def _next(self, name: str, stream: BatchStream) -> dict[str, Any]:
         start = time.perf_counter()
@@ -92,14 +94,20 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
         batches = SeededBatches(source, name, trainer.seed)
         return BatchStream(batches, start, workers[name], pin_memory=trainer.device.type == "cuda")
 
-    def labeled_loader(cases: Any, size: Any, transforms: BasicTransform | None) -> RowsLoader:
-        return RowsLoader(
+    def labeled_loader(
+        cases: Any,
+        size: Any,
+        transforms: BasicTransform | None,
+        patches: int = trainer.batch_size,
+        kind: Any = RowsLoader,
+    ) -> RowsLoader:
+        return kind(
             NamedErrors(cases),
-            trainer.batch_size * ranks.size,
+            patches * ranks.size,
             size,
             patch_size,
             manager,
-            rows=ranks.rows(trainer.batch_size),
+            rows=ranks.rows(patches),
             oversample_foreground_percent=trainer.oversample_foreground_percent,
             transforms=transforms,
             probabilistic_oversampling=trainer.probabilistic_oversampling,
@@ -117,12 +125,17 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
     loader = labeled_loader(training_cases, initial_patch_size, training_transforms(scales=scales, **labels))
     balance_classes(trainer, loader, labeled_loader(training_cases, patch_size, None))
     labeled = stream("labeled", loader, trainer.iteration)
-    unlabeled = None
-    if trainer.uses_unlabeled:
-        folder = unlabeled_folder(trainer.preprocessed_dataset_folder)
-        cases = UnlabeledCases(folder, trainer.split().unlabeled, with_mask=masked is not None and any(masked))
+    unlabeled, unlabeled_source = None, trainer.unlabeled_cases()
+    unlabeled_loader: RowsLoader | None = None
+    if isinstance(unlabeled_source, PseudoLabeledCases):
+        transforms = training_transforms(scales=scales, **labels)
+        patches = trainer.num_unlabeled
+        unlabeled_loader = labeled_loader(
+            unlabeled_source, initial_patch_size, transforms, patches, PseudoLabeledLoader
+        )
+    elif unlabeled_source is not None:
         unlabeled_loader = UnlabeledLoader(
-            NamedErrors(cases),  # type: ignore[arg-type]
+            NamedErrors(unlabeled_source),  # type: ignore[arg-type]
             trainer.num_unlabeled * ranks.size,
             initial_patch_size,
             patch_size,
@@ -130,12 +143,20 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
             training_transforms(scales=None),
             ranks.rows(trainer.num_unlabeled),
         )
+    if unlabeled_loader is not None:
         unlabeled = stream("unlabeled", unlabeled_loader, max(trainer.iteration, trainer.pretrain_steps))
     validation_transforms = trainer.get_validation_transforms(scales, **labels)
     validation_loader = labeled_loader(validation_cases, patch_size, validation_transforms)
     start = trainer.current_epoch * trainer.num_val_iterations_per_epoch
     training = TrainingStream(labeled, unlabeled, max(0, trainer.pretrain_steps - trainer.iteration))
     return training, stream("validation", validation_loader, start)
+
+
+def unlabeled_images(trainer: SemiSupervisedTrainer) -> UnlabeledCases:
+    """The unlabeled cases of the fold; with their nonzero masks if normalization keeps the outside at zero."""
+    folder = unlabeled_folder(trainer.preprocessed_dataset_folder)
+    masked = any(trainer.configuration_manager.use_mask_for_norm or ())
+    return UnlabeledCases(folder, trainer.split().unlabeled, with_mask=masked)
 
 
 def worker_counts(trainer: SemiSupervisedTrainer) -> dict[str, int]:

@@ -35,6 +35,7 @@ def check_requirements(trainer: SemiSupervisedTrainer) -> None:
         raise UserError("least_class_share must be at least 0 and below 1", found=trainer.least_class_share)
     if not 0 <= trainer.pretrain_share < 1:
         raise UserError("pretrain_share must be at least 0 and below 1", found=trainer.pretrain_share)
+    trainer.check_settings()
     patches = trainer.labeled_batch_size
     if patches is None:
         patches = trainer.configuration_manager.batch_size

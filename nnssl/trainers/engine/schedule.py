@@ -15,9 +15,17 @@ def update_learning_rates(trainer: SemiSupervisedTrainer) -> None:
     rates rise linearly.
     """
     position: float = trainer.current_epoch
+    starts = [0, *trainer.phase_starts]
     if trainer.restarts_schedule and trainer.pretrain_steps:
-        done = trainer.iteration / trainer.pretrain_steps if trainer.pretraining else trainer.progress
-        position = done * trainer.num_epochs
+        starts.append(trainer.pretrain_steps)
+    if len(starts) > 1:
+        began = max(start for start in starts if start <= trainer.iteration)
+        total = trainer.num_epochs * trainer.num_iterations_per_epoch
+        ends = min((start for start in starts if start > trainer.iteration), default=total)
+        # rates stay the same from the start of an epoch or phase on, also for a training continued in between
+        since = max(began, trainer.current_epoch * trainer.num_iterations_per_epoch)
+        # one division at the end: a phase has the very rates of a training of its length
+        position = trainer.num_epochs * (since - began) / (ends - began)
     trainer.lr_scheduler.step(position)
     if trainer.iteration < trainer.warmup_steps:
         for group in trainer.optimizer.param_groups:

@@ -73,11 +73,11 @@ def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -
     trainer.print_to_log_file("Mean Validation Dice: ", result.foreground_mean["Dice"])
 
 
-def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Path, save_probabilities: bool) -> None:
-    network = trainer.deployed_network()
+def predictor_of(trainer: SemiSupervisedTrainer) -> Predictor:
+    """Sliding-window predictor with the deployed network of a trainer, in the precision of its run."""
     predictor = Predictor(device=trainer.device, allow_tqdm=False, precision=trainer.precision.name)
     predictor.manual_initialization(
-        network,
+        trainer.deployed_network(),
         trainer.plans_manager,
         trainer.configuration_manager,
         None,
@@ -85,6 +85,17 @@ def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Pat
         type(trainer).__name__,
         trainer.inference_allowed_mirroring_axes,
     )
+    return predictor
+
+
+def predict_logits(predictor: Predictor, image: torch.Tensor) -> torch.Tensor:
+    """Float32 logits ``(K, *S)`` on the CPU of a preprocessed image ``(C, *S)``."""
+    with deep_supervision(predictor.network, False):
+        return predictor.predict_sliding_window_return_logits(image).float().cpu()
+
+
+def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Path, save_probabilities: bool) -> None:
+    predictor = predictor_of(trainer)
     dataset = trainer.dataset_class(
         trainer.preprocessed_dataset_folder,
         cases,
@@ -98,8 +109,7 @@ def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Pat
         hidden = None if ranks.is_main else True
         for case in tqdm(ranks.deal(cases), "validation", math.ceil(len(cases) / ranks.size), disable=hidden):
             image, properties = _image(trainer, dataset, case)
-            with deep_supervision(network, False):
-                logits = predictor.predict_sliding_window_return_logits(image).float().cpu()
+            logits = predict_logits(predictor, image)
             for function, arguments in _exports(trainer, case, logits, properties, folder, save_probabilities):
                 if pool is None:
                     function(*arguments)

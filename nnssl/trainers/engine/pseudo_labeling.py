@@ -1,0 +1,117 @@
+"""Pseudo-labels of all unlabeled cases, by the whole-volume predictor."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nnssl.dataloading.cases import NamedErrors
+from nnssl.dataloading.pseudo_labeled import PseudoLabels
+from nnssl.dataloading.stability import changed_and_foreground, instability, least_stable
+from nnssl.errors import UserError
+from nnssl.trainers.engine.pipelines import unlabeled_images
+from nnssl.trainers.engine.validation import predict_logits, predictor_of
+from nnssl.utils.files import atomic_path
+
+if TYPE_CHECKING:
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+COLUMNS = ("case", "foreground_voxels", "changed_voxels", "instability", "mean_instability", "used", "reason")
+
+
+def predict_unlabeled(
+    trainer: SemiSupervisedTrainer,
+    target: PseudoLabels,
+    previous: PseudoLabels | None,
+    stopping: Callable[[], bool],
+) -> bool:
+    """Predicts with the deployed network all unlabeled cases that ``target`` lacks; ranks share them.
+
+    With each case are kept the number of its ``foreground`` voxels and, if ``previous`` holds it, of those ``changed``
+    since. Nothing but the preprocessed images is read.
+
+    Returns:
+        whether all is done; False on all ranks when ``stopping`` became true on one, after the cases in work.
+    """
+    ranks = trainer.ranks
+    missing = ranks.from_main(lambda: [case for case in trainer.split().unlabeled if case not in target])
+    images = NamedErrors(unlabeled_images(trainer))
+    predictor = predictor_of(trainer)
+    configuration, labels_of = trainer.configuration_manager, trainer.label_manager
+    total, hidden = math.ceil(len(missing) / ranks.size), None if ranks.is_main else True
+    for case in tqdm(ranks.deal(missing, stopping), "pseudo-labels", total, unit="case", leave=False, disable=hidden):
+        image, mask = images.load_case(case)
+        logits = predict_logits(predictor, torch.from_numpy(image[:]))
+        labels = labels_of.convert_logits_to_segmentation(logits).numpy()[None].astype(np.int16)
+        if mask is not None:
+            # nnU-Net's convention, by which its transforms keep the outside at zero
+            labels[(labels == 0) & (mask[:] == 0)] = -1
+        facts = {"foreground": int(np.count_nonzero(labels > 0))}
+        if previous is not None and case in previous:
+            facts["changed"], _ = changed_and_foreground(previous.labels(case)[:], labels)
+        target.write(case, labels, labels_of, configuration.patch_size, facts)
+    return not any(ranks.gather([stopping()]))
+
+
+def stability_table(rounds: list[PseudoLabels], cases: Iterable[str], drop_share: float) -> list[dict[str, Any]]:
+    """A row per case: how stable its pseudo-labels are, and whether those of the last round are used.
+
+    A case is judged by the mean of its instabilities between consecutive rounds; one that was predicted only once
+    cannot be judged and is used.
+
+    Args:
+        rounds: pseudo-labels of all rounds up to the last.
+        cases: that the last round holds.
+        drop_share: share of the judged cases that are left out, those of the highest instability.
+    """
+    facts = {case: [one.facts(case) for one in rounds if case in one] for case in sorted(cases)}
+    history = {
+        case: [instability(fact["changed"], fact["foreground"]) for fact in row if "changed" in fact]
+        for case, row in facts.items()
+    }
+    means = {case: sum(values) / len(values) for case, values in history.items() if values}
+    dropped = set(least_stable(means, drop_share))
+    reason = f"one of the {len(dropped)} least stable of {len(means)} cases"
+    return [
+        {
+            "case": case,
+            "foreground_voxels": row[-1]["foreground"],
+            "changed_voxels": row[-1].get("changed", ""),
+            "instability": history[case][-1] if case in means else "",
+            "mean_instability": means.get(case, ""),
+            "used": "no" if case in dropped else "yes",
+            "reason": reason if case in dropped else "" if case in means else "predicted once, cannot be judged yet",
+        }
+        for case, row in facts.items()
+    ]
+
+
+def write_table(rows: list[dict[str, Any]], path: Path) -> None:
+    """Writes the rows of `stability_table` as CSV, atomically."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def used_cases(path: Path) -> list[str]:
+    """Cases of a written table whose pseudo-labels are used.
+
+    Raises:
+        UserError: if the table is missing.
+    """
+    if not path.is_file():
+        raise UserError(
+            "the table of pseudo-labels is missing, so the training cannot go on",
+            where=path,
+            fix="put the folder back, or start again with --overwrite",
+        )
+    with open(path, newline="", encoding="utf-8") as stream:
+        return [row["case"] for row in csv.DictReader(stream) if row["used"] == "yes"]

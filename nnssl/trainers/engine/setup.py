@@ -1,0 +1,93 @@
+"""How a trainer is put together: network, optimizer, loss and modules in the settings of a run."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from torch import nn
+
+from nnssl.networks.unwrap import set_deep_supervision, unwrap
+from nnssl.trainers.engine import checkpoint
+from nnssl.trainers.engine.blocks import BuildingBlocks
+from nnssl.trainers.engine.distributed import synchronize_batch_norms
+from nnssl.trainers.engine.memory_format import check_memory_format, choose_memory_format
+from nnssl.trainers.engine.modules import attach_modules
+from nnssl.trainers.engine.precision import choose_precision
+from nnssl.trainers.engine.run_settings import RunSettings
+from nnssl.trainers.engine.shared_loss import share_loss
+from nnssl.trainers.engine.state import make_deterministic, seed_everything
+
+
+class SetUp(BuildingBlocks):
+    """The part of ``SemiSupervisedTrainer`` that stands in the place of nnU-Net's set-up."""
+
+    settings: RunSettings
+    mirror_axes: tuple[int, ...] | None
+    labeled_batch_size: int | None
+    _modules: dict[str, nn.Module]
+
+    def initialize(self) -> None:
+        """Builds network, optimizer, loss and the modules of the method, seeded, on the device, alike on all ranks."""
+        self.ranks.connect(self.device)
+        if self.settings.seed is None:
+            self.settings.seed = self.ranks.from_main(lambda: int.from_bytes(os.urandom(4), "little"))
+        planned_axes = self.configuration_manager.configuration.get("semi_supervised", {}).get("mirror_axes")
+        if self.mirror_axes is None and planned_axes is not None:
+            # kept like a hyper-parameter, so that a continued training mirrors alike if it is planned anew meanwhile
+            self.mirror_axes = tuple(planned_axes)
+        if self.settings.deterministic:
+            make_deterministic()
+        elif self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+        check_memory_format(self.settings.memory_format)
+        self.precision = choose_precision(self.device, self.settings.precision)
+        seed_everything(self.settings.seed)
+        super().initialize()
+        self.network = synchronize_batch_norms(self.network, self.ranks, self.device)
+        self.grad_scaler = self.precision.grad_scaler()
+        if self.settings.pretrained_weights is not None:
+            checkpoint.load_pretrained(unwrap(self.network), self.settings.pretrained_weights)
+        choose_memory_format(self)
+        attach_modules(self)
+        self.ranks.copy_from_main([self.network, *self._modules.values()])
+
+    def _set_batch_size_and_oversample(self) -> None:
+        patches = self.labeled_batch_size
+        if patches is None:
+            patches = self.configuration_manager.batch_size
+        self.batch_size = self.ranks.even_share(patches, "labeled")
+
+    def _build_loss(self) -> nn.Module:
+        return share_loss(super()._build_loss(), self.ranks, self.label_manager.ignore_label)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        optimizer = self.new_optimizer(self.network.parameters())
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
+        """nnU-Net's geometry of augmentation, with `mirror_axes` where they are set."""
+        rotation, dummy_2d, initial_patch_size, axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if self.mirror_axes is not None:
+            axes = self.mirror_axes
+            # nnU-Net's predictor takes None for 'no mirroring' and fails on an empty tuple
+            self.inference_allowed_mirroring_axes = axes or None
+        return rotation, dummy_2d, initial_patch_size, axes
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        set_deep_supervision(self.network, enabled)
+
+    def print_to_log_file(self, *args: Any, **kwargs: Any) -> None:
+        if self.ranks.is_main:
+            super().print_to_log_file(*args, **kwargs)
+
+    def print_plans(self) -> None:
+        """Writes the plan to the log file; on the console it would bury everything else."""
+        self.print_to_log_file(self.configuration_manager, also_print_to_console=False)
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: nnU-Net's plot needs a library that no longer works."""

@@ -1,0 +1,145 @@
+"""Self-training: a student learns from the whole-volume predictions of the one before."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases, PseudoLabels
+from nnssl.errors import UserError
+from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine import checkpoint
+from nnssl.trainers.engine.loop import FINAL
+from nnssl.trainers.engine.pipelines import unlabeled_images
+from nnssl.trainers.engine.pseudo_labeling import predict_unlabeled, stability_table, used_cases, write_table
+from nnssl.trainers.engine.restart import forget_past_steps, new_student
+from nnssl.trainers.engine.step import Step
+from nnssl.trainers.registry import register
+
+
+@register
+class SelfTraining(SemiSupervisedTrainer):
+    """Iterative pseudo-labeling, the recipe that won FLARE22 (Huang et al., MICCAI FLARE 2022).
+
+    Round 0 is `Supervised`, with the same steps. Then, before each further round, nnU-Net's sliding window predicts
+    all unlabeled cases, and a new network is trained on labels and pseudo-labels::
+
+        L = L_nnU-Net(labeled) + pseudo_weight * L_nnU-Net(pseudo-labeled)
+        u_r(case) = #{y_r != y_(r-1)} / #{y_r > 0},   u = mean of u_1 ... u_r   (their selection script)
+
+    The share ``drop_share`` of the cases with the highest u is left out of the next round (theirs: 76 of 2,000); all
+    are predicted again after it. A comparison needs two predictions, so round 1 uses all cases. Labeled and
+    pseudo-labeled patches go through one forward pass and the same augmentation, foreground oversampling included.
+
+    The steps of the run are those of all rounds together, so that tables under equal steps are honest; ``round_shares``
+    says how the rounds share them (equally if empty; no more rounds than steps). Predicting comes on top. Each round
+    begins with new weights (``warm_start`` keeps them), an optimizer without past and the full learning rate.
+
+    ``round_R/`` in the run folder holds the network after round R, its pseudo-labels in preprocessed space, and
+    ``stability.csv``: which of them round R + 1 uses, and why not the others. A run that is stopped or killed goes on
+    with ``--c`` at its last checkpoint, or at the first case that is not predicted; nothing predicted is done again.
+
+    Deviations: one network and plan for all rounds (they: a large one, an ensemble of five at first, for pseudo-labels
+    and a small one to deploy); they drop cases before the last training only, of four; labeled and unlabeled patches
+    in the numbers of the plan (they: all cases alike in one pool).
+    """
+
+    source = "Huang et al., MICCAI FLARE 2022, doi:10.1007/978-3-031-23911-3_16"
+    year = 2022
+    status = "official code"
+    memory_factor = 2.0
+
+    rounds: int = 3
+    round_shares: tuple[float, ...] = ()
+    """Of all steps, one per round, in proportion."""
+    drop_share: float = 0.038
+    pseudo_weight: float = 1.0
+    warm_start: bool = False
+
+    def check_settings(self) -> None:
+        requirements = {
+            "rounds must be at least 2, the first on labels only": self.rounds >= 2,
+            "round_shares needs a positive share for each round": (
+                len(self.round_shares) in (0, self.rounds) and all(share > 0 for share in self.round_shares)
+            ),
+            "drop_share must be at least 0 and below 1": 0 <= self.drop_share < 1,
+            "pseudo_weight must be above 0": self.pseudo_weight > 0,
+            "pretrain_share must be 0, since round 0 is that phase: set round_shares": self.pretrain_share == 0,
+        }
+        for requirement, met in requirements.items():
+            if not met:
+                found = getattr(self, requirement.split()[0])
+                raise UserError(f"SelfTraining: {requirement}", found=found)
+
+    @property
+    def phase_starts(self) -> tuple[int, ...]:
+        """First steps of the rounds after round 0."""
+        total = self.num_epochs * self.num_iterations_per_epoch
+        shares = self.round_shares or (1.0,) * self.rounds
+        rounds = min(self.rounds, total)
+        starts = [0]
+        for number in range(1, rounds):
+            start = round(total * sum(shares[:number]) / sum(shares))
+            starts.append(min(max(start, starts[-1] + 1), total - rounds + number))
+        return tuple(starts[1:])
+
+    @property
+    def current_round(self) -> int:
+        """Round of the next step, from 0 on."""
+        return sum(start <= self.iteration for start in self.phase_starts)
+
+    def round_folder(self, number: int) -> Path:
+        """What round ``number`` leaves behind."""
+        return Path(self.output_folder, f"round_{number}")
+
+    def pseudo_labels(self, number: int) -> PseudoLabels:
+        """Predictions of the network after round ``number``."""
+        return PseudoLabels(self.round_folder(number) / "pseudo_labels")
+
+    def stability_file(self, number: int) -> Path:
+        """Table of the pseudo-labels of round ``number``."""
+        return self.round_folder(number) / "stability.csv"
+
+    def unlabeled_cases(self) -> PseudoLabeledCases | None:
+        table = self.stability_file(self.current_round - 1)
+        if self.current_round == 0 or (self.iteration in self.phase_starts and not table.is_file()):
+            return None  # a continued training that has yet to predict them
+        return PseudoLabeledCases(unlabeled_images(self), self.pseudo_labels(self.current_round - 1), used_cases(table))
+
+    def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
+        if self.current_round == 0:
+            return {}
+        return {"pseudo": self.pseudo_weight * self.segmentation_loss(step.unlabeled_heads, step.pseudo_target)}
+
+    def start_phase(self, stopping: Callable[[], bool]) -> bool:
+        ended = self.current_round - 1
+        if self.ranks.is_main and not self.disable_checkpointing:
+            checkpoint.save(self, self.round_folder(ended) / FINAL, resumable=False)
+        earlier = self.pseudo_labels(ended - 1) if ended else None
+        if not predict_unlabeled(self, self.pseudo_labels(ended), earlier, stopping):
+            return False
+        self.ranks.from_main(lambda: self._select(ended))
+        if not self.warm_start:
+            new_student(self, self.current_round)
+        forget_past_steps(self)
+        return True
+
+    def _select(self, ended: int) -> None:
+        predictions = [self.pseudo_labels(number) for number in range(ended + 1)]
+        rows = stability_table(predictions, self.split().unlabeled, self.drop_share)
+        write_table(rows, self.stability_file(ended))
+        used = sum(row["used"] == "yes" for row in rows)
+        self.print_to_log_file(
+            f"Round {ended + 1} trains on {len(self.split().train)} labeled and {used} pseudo-labeled cases; "
+            f"{len(rows) - used} left out, see {self.stability_file(ended)}"
+        )
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.iteration == 0 and self.ranks.is_main:
+            # of a run that is overwritten: its pseudo-labels would be taken for those of this one
+            for folder in Path(self.output_folder).glob("round_*"):
+                shutil.rmtree(folder)
