@@ -272,8 +272,7 @@ class SemiSupervisedTrainer(BuildingBlocks):
 
     def forward(self, step: Step) -> None:
         """Fills ``step.heads`` with the student's float32 logits for labeled and unlabeled patches in one pass."""
-        images = torch.cat([step.labeled, step.unlabeled]) if len(step.unlabeled) else step.labeled
-        step.heads = self.heads(self.network, images)
+        step.heads = self.heads(self.network, step.images)
 
     def backward_and_update(self, loss: torch.Tensor, *optimizers: torch.optim.Optimizer) -> None:
         """Backward pass; then for each of ``optimizers`` (default: the student's) mean over ranks, clipping, step."""

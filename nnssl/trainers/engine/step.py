@@ -32,6 +32,11 @@ class Step:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def images(self) -> torch.Tensor:
+        """Labeled, then unlabeled patches ``(B_l + B_u, C, *P)``."""
+        return torch.cat([self.labeled, self.unlabeled]) if len(self.unlabeled) else self.labeled
+
+    @property
     def labeled_heads(self) -> list[torch.Tensor]:
         """Logits of the labeled patches, one tensor per head."""
         return [head[: len(self.labeled)] for head in self.heads]
