@@ -10,6 +10,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 
 from nnssl.dataloading.streams import BatchStream
+from nnssl.dataloading.targets import TargetFunction
 from nnssl.dataset.splits import Fold
 from nnssl.errors import UserError
 from nnssl.networks.ema import EMATeacher
@@ -35,6 +36,7 @@ class SemiSupervisedTrainer(BuildingBlocks):
     """Base of all trainers. A method overrides the fewest hooks that it can:
 
     - `build_modules`, `build_optimizers`: teachers and other modules beside the student, and who trains them;
+    - `extra_targets`: what is computed from the segmentation of labeled patches while they are augmented;
     - `prepare_step`: changes to the patches before the forward pass (mixing);
     - `supervised_loss`, `unsupervised_loss`: named terms, weights included;
     - `pretrain_losses`, `start_main_phase`: what happens before the main phase, and when it begins;
@@ -188,6 +190,13 @@ class SemiSupervisedTrainer(BuildingBlocks):
         """
         return {}
 
+    def extra_targets(self) -> dict[str, TargetFunction]:
+        """Further targets of labeled patches, by name: functions of the segmentation ``(C, *P)`` that each is given.
+
+        They are computed where patches are augmented (so they must be picklable); ``step.extra`` has them by name.
+        """
+        return {}
+
     def prepare_step(self, step: Step) -> None:
         """Changes the patches before the forward pass, for methods that mix them."""
 
@@ -225,7 +234,7 @@ class SemiSupervisedTrainer(BuildingBlocks):
 
         Args:
             batch: ``data`` ``(B_l, C, *P)``, ``target`` (one tensor, or one per head), ``unlabeled``
-                ``(B_u, C, *P)`` or None.
+                ``(B_u, C, *P)`` or None, ``extra`` the method's further targets if it has any.
 
         Returns:
             Every named loss and their sum as ``loss``, detached and still on the device.
@@ -268,6 +277,7 @@ class SemiSupervisedTrainer(BuildingBlocks):
             unlabeled=labeled[:0] if unlabeled is None else move(unlabeled),
             iteration=self.iteration,
             progress=self.progress,
+            extra={name: move(tensor) for name, tensor in batch.get("extra", {}).items()},
         )
 
     def forward(self, step: Step) -> None:

@@ -43,6 +43,7 @@ class Tiny:
     labeled_batch: int = 1
     unlabeled_batch: int = 2
     folder: Path = field(default_factory=Path)
+    targets: dict[str, Any] = field(default_factory=dict)
 
     @property
     def configuration(self) -> str:
@@ -98,10 +99,12 @@ class Tiny:
         """A trainer that is neither configured nor initialized."""
         plans = json.loads((self.base / f"{PLANS}.json").read_text())
         dataset_json = json.loads((self.base / "dataset.json").read_text())
-        return get_trainer(name)(plans, configuration or self.configuration, fold, dataset_json, DEVICE)
+        trainer = get_trainer(name)(plans, configuration or self.configuration, fold, dataset_json, DEVICE)
+        self.targets |= trainer.extra_targets()
+        return trainer
 
     def batch(self, seed: int = 0) -> dict[str, Any]:
-        """A training batch with deep supervision targets, as the streams deliver it."""
+        """A training batch with deep supervision targets, as the streams deliver it to the trainers made so far."""
         generator = torch.Generator().manual_seed(seed)
         shape = (self.labeled_batch, self.channels, *self.patch)
         target = torch.randint(0, self.classes, (self.labeled_batch, 1, *self.patch), generator=generator)
@@ -111,6 +114,10 @@ class Tiny:
             "target": [target.to(torch.int16), half.to(torch.int16)],
             "keys": ["labeled_0"] * self.labeled_batch,
             "unlabeled": torch.randn((self.unlabeled_batch, *shape[1:]), generator=generator),
+            "extra": {
+                key: torch.stack([make(patch) for patch in target.to(torch.int16)])
+                for key, make in self.targets.items()
+            },
         }
 
     def dataset_json(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from statistics import NormalDist
 from typing import Literal
 
 import torch
@@ -123,3 +124,11 @@ class BuildingBlocks(nnUNetTrainer):
         """Standard normal noise of the shape ``(B, ...)`` of patches, the same for any number of ranks."""
         shape = (len(patches) * self.ranks.size, *patches.shape[1:])
         return self.ranks.own_rows(torch.randn(shape, dtype=patches.dtype, device=patches.device))
+
+    def drop_channels(self, features: torch.Tensor, probability: float) -> torch.Tensor:
+        """Channel dropout of patches' features ``(B, C, *S)``, the same for any number of ranks."""
+        if probability == 0:
+            return features
+        shape = (*features.shape[:2], *(1,) * (features.ndim - 2))
+        kept = self.randn_like(features.new_empty(shape, dtype=torch.float32)) > NormalDist().inv_cdf(probability)
+        return features * (kept / (1 - probability)).to(features.dtype)

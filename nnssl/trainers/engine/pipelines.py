@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnssl.dataloading.cases import NamedErrors, UnlabeledCases, unlabeled_folder, unlabeled_identifiers
 from nnssl.dataloading.rows import RowsLoader
 from nnssl.dataloading.streams import BatchStream, SeededBatches
+from nnssl.dataloading.targets import AppendTargets, split_targets
 from nnssl.dataloading.unlabeled import UnlabeledLoader
 from nnssl.dataset.splits import Fold, load_fold
 from nnssl.errors import UserError
@@ -25,17 +27,20 @@ if TYPE_CHECKING:
 class TrainingStream:
     """Labeled and unlabeled batches together, and the time that was spent waiting for them.
 
-    Yields nnU-Net's ``{"data", "target", "keys"}`` plus ``"unlabeled"`` (``(B_u, C, *P)`` or None).
+    Yields nnU-Net's ``{"data", "target", "keys"}`` plus ``"unlabeled"`` (``(B_u, C, *P)`` or None), and ``"extra"``
+    with the method's further targets, if it has any.
     """
 
-    def __init__(self, labeled: BatchStream, unlabeled: BatchStream | None):
+    def __init__(self, labeled: BatchStream, unlabeled: BatchStream | None, targets: list[str]):
         self.labeled = labeled
         self.unlabeled = unlabeled
+        self.targets = targets
         self.waited = 0.0
 
     def __next__(self) -> dict[str, Any]:
         start = time.perf_counter()
         batch = next(self.labeled)
+        split_targets(batch, self.targets)
         batch["unlabeled"] = None if self.unlabeled is None else next(self.unlabeled)["data"]
         self.waited += time.perf_counter() - start
         return batch
@@ -92,7 +97,11 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
         return transforms
 
     training_cases, validation_cases = trainer.get_tr_and_val_datasets()
-    loader = labeled_loader(training_cases, initial_patch_size, training_transforms(scales=scales, **labels))
+    targets = trainer.extra_targets()
+    labeled_transforms = training_transforms(scales=scales, **labels)
+    if targets:
+        labeled_transforms = ComposeTransforms([labeled_transforms, AppendTargets(targets)])
+    loader = labeled_loader(training_cases, initial_patch_size, labeled_transforms)
     labeled = stream("labeled", loader, trainer.iteration)
     unlabeled = None
     if trainer.uses_unlabeled:
@@ -111,7 +120,7 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
     validation_transforms = trainer.get_validation_transforms(scales, **labels)
     validation_loader = labeled_loader(validation_cases, patch_size, validation_transforms)
     start = trainer.current_epoch * trainer.num_val_iterations_per_epoch
-    return TrainingStream(labeled, unlabeled), stream("validation", validation_loader, start)
+    return TrainingStream(labeled, unlabeled, list(targets)), stream("validation", validation_loader, start)
 
 
 def worker_counts(trainer: SemiSupervisedTrainer) -> dict[str, int]:

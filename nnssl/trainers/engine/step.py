@@ -20,7 +20,8 @@ class Step:
         progress: share of the main phase that is done, 0 to 1.
         heads: logits of the student for ``[labeled; unlabeled]`` in float32, ``(B_l + B_u, K, *S)`` per head,
             full resolution first; filled by the forward pass.
-        extra: what a method hands from one hook to the next, such as masks of mixed patches.
+        extra: the method's further targets, and what it hands from one hook to the next, such as masks of mixed
+            patches.
     """
 
     labeled: torch.Tensor
