@@ -69,9 +69,7 @@ class RowsLoader(nnUNetDataLoader):
 
 def count_uniform_rows(batch_size: int, oversample_foreground_percent: float) -> int:
     """Rows of a batch, always the first ones, that nnU-Net places without looking for foreground."""
-    batch: Any = SimpleNamespace(
-        batch_size=batch_size, oversample_foreground_percent=oversample_foreground_percent
-    )
+    batch: Any = SimpleNamespace(batch_size=batch_size, oversample_foreground_percent=oversample_foreground_percent)
     forced = [nnUNetDataLoader._oversample_last_XX_percent(batch, row) for row in range(batch_size)]
     return forced.count(False)
 

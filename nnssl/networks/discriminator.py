@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import leaky_relu
-
-_CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def _unchanged(features: torch.Tensor) -> torch.Tensor:
@@ -37,7 +36,7 @@ class MapDiscriminator(nn.Module):
         features: Sequence[int] = (64, 128, 256, 512),
     ):
         super().__init__()
-        convolution = _CONVOLUTIONS[len(patch_size)]
+        convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[len(patch_size)]
         shape = list(patch_size)
         geometries = []
         for _ in features:

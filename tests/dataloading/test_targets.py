@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnssl.dataloading.rows import RowsLoader, count_uniform_rows
 from nnssl.dataloading.targets import AppendTargets, split_targets
@@ -44,12 +45,9 @@ def test_a_batch_without_further_targets_stays_as_it_is():
 )
 def test_uniform_rows_are_those_that_the_loader_does_not_force(size, share, uniform, tmp_path, monkeypatch):
     data = Tiny().write(tmp_path, monkeypatch)
-    trainer = data.bare_trainer("Supervised")
-    trainer.preprocessed_dataset_folder = str(data.base / data.identifier)
-    cases, _ = trainer.get_tr_and_val_datasets()
-    loader = RowsLoader(
-        cases, size, data.patch, data.patch, trainer.label_manager, oversample_foreground_percent=share
-    )
+    cases = nnUNetDatasetBlosc2(str(data.base / data.identifier))
+    labels = data.bare_trainer("Supervised").label_manager
+    loader = RowsLoader(cases, size, data.patch, data.patch, labels, oversample_foreground_percent=share)
     forced = [loader._show_foreground(row) for row in range(size)]
     assert count_uniform_rows(size, share) == uniform
     assert forced == [False] * uniform + [True] * (size - uniform)

@@ -9,9 +9,7 @@ from nnssl.networks.frozen import frozen
 SMALL = (4, 6, 8, 10)
 
 
-@pytest.mark.parametrize(
-    "patch", [(16, 16), (16, 16, 16), (9, 40), (3, 20, 24), (1, 16, 16), (20, 7, 5)], ids=lambda p: "x".join(map(str, p))
-)  # fmt: skip
+@pytest.mark.parametrize("patch", [(16, 16), (16, 16, 16), (9, 40), (3, 20, 24), (1, 16, 16), (20, 7, 5)], ids=str)
 def test_any_patch_becomes_two_logits(patch):
     network = MapDiscriminator(2, 3, patch, SMALL)
     logits = network(torch.randn(2, 2, *patch), torch.randn(2, 3, *patch))
