@@ -51,8 +51,10 @@ def test_a_gradient_flows_through_the_tapped_feature():
     assert next(network.parameters()).grad is not None
 
 
-def test_a_closed_tap_keeps_nothing():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_closed_tap_keeps_nothing(compiled):
     network = unet(PlainConvUNet, 2)
+    network = torch.compile(network, backend="eager") if compiled else network
     tap = FeatureTap(last_decoder_stage(network))
     with tap.open():
         network(torch.randn(1, 1, 8, 8))
@@ -60,3 +62,4 @@ def test_a_closed_tap_keeps_nothing():
     assert tap._output is None
     with pytest.raises(RuntimeError, match="has not been called"):
         _ = tap.output
+    torch._dynamo.reset()
