@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,13 @@ class RowsLoader(nnUNetDataLoader):
         self._position = self.rows[index]
         self._announce(self._position)
         return self._show_foreground(self._position)
+
+
+def count_uniform_rows(batch_size: int, oversample_foreground_percent: float) -> int:
+    """Rows of a batch, always the first ones, that nnU-Net places without looking for foreground."""
+    batch: Any = SimpleNamespace(batch_size=batch_size, oversample_foreground_percent=oversample_foreground_percent)
+    forced = [nnUNetDataLoader._oversample_last_XX_percent(batch, row) for row in range(batch_size)]
+    return forced.count(False)
 
 
 def _ignore(position: int) -> None:

@@ -20,6 +20,7 @@ from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.inference.models import FINAL_CHECKPOINT, TrainedModel
 from nnssl.inference.network import build_network, load_weights, managers
+from nnssl.networks.ensemble import count_members
 from nnssl.trainers.registry import get_trainer
 from nnssl.utils.files import write_json
 
@@ -114,6 +115,13 @@ def check_stock_can_predict(
             where=where,
             found=configuration_manager.preprocessor_name,
             fix=advice,
+        )
+    members = count_members(weights)
+    if members:
+        raise UserError(
+            f"the model of {name} averages {members} networks, which stock nnU-Net cannot do",
+            where=where,
+            fix="predict with nnssl_predict, or train a model that deploys one network",
         )
     stock = build_network(nnUNetTrainer, plans_manager, configuration_manager, dataset_json)
     theirs = {key: tuple(value.shape) for key, value in stock.state_dict().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -10,6 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnssl.errors import UserError
+from nnssl.networks.ensemble import Ensemble, count_members
 
 
 def managers(plans: dict, configuration: str, where: object) -> tuple[PlansManager, ConfigurationManager]:
@@ -30,14 +32,32 @@ def build_network(
     plans_manager: PlansManager,
     configuration_manager: ConfigurationManager,
     dataset_json: dict,
+    weights: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The trainer's network without deep supervision, with fresh weights.
 
-    Serves both forms of ``build_network_architecture``: nnU-Net's present one and the one before 2.7, which trainers
-    of other packages may still have.
+    If ``weights`` are those of an `Ensemble`, it is one of as many networks. Member ``i`` is built by the trainer's
+    ``build_member_architecture(i, ...)``, or, if it has none, like its network.
     """
     inputs = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
-    outputs = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
+    labels = plans_manager.get_label_manager(dataset_json)
+    arguments = (plans_manager, configuration_manager, inputs, labels.num_segmentation_heads)
+    members = count_members(weights or ())
+    if members == 0:
+        return _build(trainer, *arguments)
+    build_member = getattr(trainer, "build_member_architecture", None)
+    networks = [
+        _build(trainer, *arguments) if build_member is None else build_member(i, *arguments, False)
+        for i in range(members)
+    ]
+    return Ensemble(networks, labels.has_regions)
+
+
+def _build(
+    trainer: Any, plans_manager: PlansManager, configuration_manager: ConfigurationManager, inputs: int, outputs: int
+) -> nn.Module:
+    """Serves both forms of ``build_network_architecture``: nnU-Net's present one and the one before 2.7, which trainers
+    of other packages may still have."""
     build = trainer.build_network_architecture
     if "plans_manager" in inspect.signature(build).parameters:
         return build(plans_manager, configuration_manager, inputs, outputs, enable_deep_supervision=False)

@@ -117,7 +117,8 @@ class Predictor(nnUNetPredictor):
         trainer_name, configuration, mirroring_axes = settings[0]
         plans_manager, configuration_manager = managers(model.plans, configuration, model.folder)
         dataset_json = model.dataset_json
-        network = build_network(get_trainer(trainer_name), plans_manager, configuration_manager, dataset_json)
+        trainer = get_trainer(trainer_name)
+        network = build_network(trainer, plans_manager, configuration_manager, dataset_json, weights[0])
         set_memory_format(network, layout_named(self.memory_format, len(configuration_manager.patch_size)))
         for fold_weights, file in zip(reversed(weights), reversed(model.checkpoint_files()), strict=True):
             load_weights(network, fold_weights, trainer_name, file)

@@ -15,8 +15,11 @@ def layout_named(name: str, dimensions: int) -> torch.memory_format:
 
 
 def layout_of(network: nn.Module) -> torch.memory_format:
-    """The layout that `set_memory_format` gave to ``network``; contiguous if it was never called."""
-    return getattr(network, "_nnssl_layout", torch.contiguous_format)
+    """The layout that `set_memory_format` gave to ``network`` or to parts of it; contiguous if it was never called."""
+    for module in network.modules():
+        if hasattr(module, "_nnssl_layout"):
+            return module._nnssl_layout  # type: ignore[return-value]
+    return torch.contiguous_format
 
 
 def set_memory_format(network: nn.Module, layout: torch.memory_format) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from nnssl.dataloading.cases import UnlabeledCases
 from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases
 from nnssl.dataloading.streams import BatchStream
+from nnssl.dataloading.targets import TargetFunction
 from nnssl.dataset.splits import Fold
 from nnssl.errors import UserError
 from nnssl.networks.ema import EMATeacher
@@ -35,6 +36,7 @@ class SemiSupervisedTrainer(SetUp):
     """Base of all trainers. A method overrides the fewest hooks that it can:
 
     - `build_modules`, `build_optimizers`: teachers and other modules beside the student, and who trains them;
+    - `extra_targets`: what is computed from the segmentation of labeled patches while they are augmented;
     - `prepare_step`: changes to the patches before the forward pass (mixing);
     - `supervised_loss`, `unsupervised_loss`: named terms, weights included;
     - `pretrain_losses`, `start_main_phase`: what happens before the main phase, and when it begins;
@@ -206,6 +208,13 @@ class SemiSupervisedTrainer(SetUp):
         """
         return {}
 
+    def extra_targets(self) -> dict[str, TargetFunction]:
+        """Further targets of labeled patches, by name: functions of the segmentation ``(C, *P)`` that each is given.
+
+        They are computed where patches are augmented (so they must be picklable); ``step.extra`` has them by name.
+        """
+        return {}
+
     def prepare_step(self, step: Step) -> None:
         """Changes the patches before the forward pass, for methods that mix them."""
 
@@ -260,7 +269,7 @@ class SemiSupervisedTrainer(SetUp):
 
         Args:
             batch: ``data`` ``(B_l, C, *P)``, ``target`` (one tensor, or one per head), ``unlabeled``
-                ``(B_u, C, *P)`` or None.
+                ``(B_u, C, *P)`` or None, ``extra`` the method's further targets if it has any.
 
         Returns:
             Every named loss and their sum as ``loss``, detached and still on the device.
@@ -297,8 +306,7 @@ class SemiSupervisedTrainer(SetUp):
 
     def forward(self, step: Step) -> None:
         """Fills ``step.heads`` with the student's float32 logits for labeled and unlabeled patches in one pass."""
-        images = torch.cat([step.labeled, step.unlabeled]) if len(step.unlabeled) else step.labeled
-        step.heads = self.heads(self.network, images)
+        step.heads = self.heads(self.network, step.images)
 
     def backward_and_update(self, loss: torch.Tensor, *optimizers: torch.optim.Optimizer) -> None:
         """Backward pass, clipping and step of each of ``optimizers`` (default: the student's)."""

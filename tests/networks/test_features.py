@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from nnssl.errors import UserError
-from nnssl.networks.features import bottleneck, last_decoder_stage
+from nnssl.networks.features import FeatureTap, bottleneck, head_on_last_stage, last_decoder_stage
+from nnssl.networks.unwrap import set_deep_supervision
 from tests.support.unets import KINDS, small_unet
 
 
@@ -36,3 +37,49 @@ def test_other_networks_are_refused(find):
     with pytest.raises(UserError, match="cannot be found") as caught:
         find(nn.Sequential(nn.Conv3d(1, 2, 1)))
     assert caught.value.found == "Sequential"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("deep_supervision", [False, True])
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_segmentation_layer_makes_the_logits_from_the_tapped_feature(
+    kind, dimensions, deep_supervision, compiled
+):
+    network = small_unet(kind, dimensions)
+    set_deep_supervision(network, deep_supervision)
+    called = torch.compile(network, backend="eager") if compiled else network
+    tap = FeatureTap(last_decoder_stage(called).module)
+    x = torch.randn(1, 1, *(8,) * dimensions)
+    for _ in range(2):
+        with tap.open():
+            output = called(x)
+            feature = tap.output
+        logits = output[0] if deep_supervision else output
+        assert torch.equal(network.decoder.seg_layers[-1](feature), logits)
+    head = head_on_last_stage(called, 5)
+    assert head(feature).shape == (1, 5, *x.shape[2:])
+    torch._dynamo.reset()
+
+
+def test_a_gradient_flows_through_the_tapped_feature():
+    network = small_unet(dimensions=2)
+    tap = FeatureTap(last_decoder_stage(network).module)
+    with tap.open():
+        network(torch.randn(1, 1, 8, 8))
+        tap.output.sum().backward()
+    assert next(network.parameters()).grad is not None
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_closed_tap_keeps_nothing(compiled):
+    network = small_unet(dimensions=2)
+    network = torch.compile(network, backend="eager") if compiled else network
+    tap = FeatureTap(last_decoder_stage(network).module)
+    with tap.open():
+        network(torch.randn(1, 1, 8, 8))
+    network(torch.randn(1, 1, 8, 8))
+    assert tap._output is None
+    with pytest.raises(RuntimeError, match="has not been called"):
+        _ = tap.output
+    torch._dynamo.reset()

@@ -43,6 +43,7 @@ class Tiny:
     labeled_batch: int = 1
     unlabeled_batch: int = 2
     folder: Path = field(default_factory=Path)
+    targets: dict[str, Any] = field(default_factory=dict)
 
     @property
     def configuration(self) -> str:
@@ -98,10 +99,15 @@ class Tiny:
         """A trainer that is neither configured nor initialized."""
         plans = json.loads((self.base / f"{PLANS}.json").read_text())
         dataset_json = json.loads((self.base / "dataset.json").read_text())
-        return get_trainer(name)(plans, configuration or self.configuration, fold, dataset_json, DEVICE)
+        trainer = get_trainer(name)(plans, configuration or self.configuration, fold, dataset_json, DEVICE)
+        self.targets |= trainer.extra_targets()
+        return trainer
 
     def batch(self, seed: int = 0) -> dict[str, Any]:
-        """A training batch with deep supervision targets and pseudo-labels, as the streams deliver it."""
+        """A training batch with deep supervision targets and pseudo-labels, as the streams deliver it.
+
+        It has the further targets of the trainers made so far.
+        """
         generator = torch.Generator().manual_seed(seed)
 
         def target(patches: int) -> list[torch.Tensor]:
@@ -111,12 +117,14 @@ class Tiny:
         def images(patches: int) -> torch.Tensor:
             return torch.randn((patches, self.channels, *self.patch), generator=generator)
 
+        labels = target(self.labeled_batch)
         return {
-            "target": target(self.labeled_batch),
+            "target": labels,
             "data": images(self.labeled_batch),
             "keys": ["labeled_0"] * self.labeled_batch,
             "unlabeled": images(self.unlabeled_batch),
             "pseudo_target": target(self.unlabeled_batch),
+            "extra": {key: torch.stack([make(patch) for patch in labels[0]]) for key, make in self.targets.items()},
         }
 
     def dataset_json(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Counted:
 
 
 def test_the_clock_tells_the_streams_apart():
-    stream = TrainingStream(Counted("target"), Counted("data", seconds=0.05))
+    stream = TrainingStream(Counted("target"), Counted("data", seconds=0.05), [])
     next(stream)
     assert stream.waited["unlabeled"] >= 0.05 > stream.waited["labeled"]
     stream.restart_clock()
@@ -39,7 +39,7 @@ def test_the_clock_tells_the_streams_apart():
 
 
 def test_unlabeled_batches_begin_where_they_are_needed():
-    stream = TrainingStream(Counted("target"), Counted("data"), labeled_only=2)
+    stream = TrainingStream(Counted("target"), Counted("data"), [], labeled_only=2)
     batches = [next(stream) for _ in range(4)]
     assert [batch["unlabeled"] for batch in batches] == [None, None, 0, 1]
     assert [batch["target"] for batch in batches] == [0, 1, 2, 3]

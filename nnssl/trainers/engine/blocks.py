@@ -17,6 +17,7 @@ from nnssl.losses.labels import (
     most_likely_regions,
     region_cross_entropy,
 )
+from nnssl.networks.channel_dropout import dropout_factors
 from nnssl.networks.ema import EMATeacher
 from nnssl.networks.memory_format import set_memory_format
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
@@ -192,3 +193,10 @@ class BuildingBlocks(nnUNetTrainer):
     def uniform(self, patches: int, *shape: int) -> torch.Tensor:
         """Numbers uniform in [0, 1) ``(patches, *shape)``, the same for any number of ranks."""
         return self.ranks.own_rows(torch.rand((patches * self.ranks.size, *shape), device=self.device))
+
+    def drop_channels(self, features: torch.Tensor, rate: float) -> torch.Tensor:
+        """Channel dropout of patches' features ``(B, C, *S)``, the same for any number of ranks."""
+        if rate == 0:
+            return features
+        factors = dropout_factors(self.uniform(*features.shape[:2]), rate).to(features.dtype)
+        return features * factors.view(*factors.shape, *[1] * (features.ndim - 2))

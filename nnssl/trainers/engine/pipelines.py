@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
@@ -16,6 +17,7 @@ from nnssl.dataloading.cases import NamedErrors, UnlabeledCases, unlabeled_folde
 from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases, PseudoLabeledLoader
 from nnssl.dataloading.rows import RowsLoader
 from nnssl.dataloading.streams import BatchStream, SeededBatches
+from nnssl.dataloading.targets import AppendTargets, split_targets
 from nnssl.dataloading.unlabeled import UnlabeledLoader
 from nnssl.dataset.splits import Fold, load_fold
 from nnssl.errors import UserError
@@ -29,20 +31,23 @@ class TrainingStream:
     """Labeled and unlabeled batches together, and the time that was spent waiting for them.
 
     Yields nnU-Net's ``{"data", "target", "keys"}`` plus ``"unlabeled"`` (``(B_u, C, *P)`` or None) and
-    ``"pseudo_target"`` (what ``"target"`` is for the labeled patches, or None).
+    ``"pseudo_target"`` (what ``"target"`` is for the labeled patches, or None); ``"extra"`` has the method's further
+    targets, if it has any.
 
     Args:
         labeled: batches as nnU-Net's loader makes them.
         unlabeled: batches of `UnlabeledLoader`, None for methods that use none.
+        targets: names of the method's further targets.
         labeled_only: number of steps to come that need no unlabeled batch; ``unlabeled`` starts after them.
 
     Attributes:
         waited: seconds by stream since `restart_clock`.
     """
 
-    def __init__(self, labeled: BatchStream, unlabeled: BatchStream | None, labeled_only: int = 0):
+    def __init__(self, labeled: BatchStream, unlabeled: BatchStream | None, targets: list[str], labeled_only: int = 0):
         self.labeled = labeled
         self.unlabeled = unlabeled
+        self.targets = targets
         self.labeled_only = labeled_only
         self.restart_clock()
 
@@ -51,6 +56,7 @@ class TrainingStream:
 
     def __next__(self) -> dict[str, Any]:
         batch = self._next("labeled", self.labeled)
+        split_targets(batch, self.targets)
         unlabeled: dict[str, Any] = {}
         if self.labeled_only > 0:
             self.labeled_only -= 1
@@ -122,7 +128,11 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
         return transforms
 
     training_cases, validation_cases = trainer.get_tr_and_val_datasets()
-    loader = labeled_loader(training_cases, initial_patch_size, training_transforms(scales=scales, **labels))
+    targets = trainer.extra_targets()
+    labeled_transforms = training_transforms(scales=scales, **labels)
+    if targets:
+        labeled_transforms = ComposeTransforms([labeled_transforms, AppendTargets(targets)])
+    loader = labeled_loader(training_cases, initial_patch_size, labeled_transforms)
     balance_classes(trainer, loader, labeled_loader(training_cases, patch_size, None))
     labeled = stream("labeled", loader, trainer.iteration)
     unlabeled, unlabeled_source = None, trainer.unlabeled_cases()
@@ -148,7 +158,7 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
     validation_transforms = trainer.get_validation_transforms(scales, **labels)
     validation_loader = labeled_loader(validation_cases, patch_size, validation_transforms)
     start = trainer.current_epoch * trainer.num_val_iterations_per_epoch
-    training = TrainingStream(labeled, unlabeled, max(0, trainer.pretrain_steps - trainer.iteration))
+    training = TrainingStream(labeled, unlabeled, list(targets), max(0, trainer.pretrain_steps - trainer.iteration))
     return training, stream("validation", validation_loader, start)
 
 

@@ -22,7 +22,8 @@ class Step:
             delivers them.
         heads: logits of the student for ``[labeled; unlabeled]`` in float32, ``(B_l + B_u, K, *S)`` per head,
             full resolution first; filled by the forward pass.
-        extra: what a method hands from one hook to the next, such as masks of mixed patches.
+        extra: the method's further targets, and what it hands from one hook to the next, such as masks of mixed
+            patches.
     """
 
     labeled: torch.Tensor
@@ -33,6 +34,11 @@ class Step:
     pseudo_target: list[torch.Tensor] = field(default_factory=list)
     heads: list[torch.Tensor] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """Labeled, then unlabeled patches ``(B_l + B_u, C, *P)``."""
+        return torch.cat([self.labeled, self.unlabeled]) if len(self.unlabeled) else self.labeled
 
     @property
     def labeled_heads(self) -> list[torch.Tensor]:
@@ -72,4 +78,5 @@ def step_of(batch: dict[str, Any], device: torch.device, iteration: int, progres
         iteration=iteration,
         progress=progress,
         pseudo_target=[] if pseudo is None else heads(pseudo),
+        extra={name: move(tensor) for name, tensor in batch.get("extra", {}).items()},
     )
