@@ -18,7 +18,9 @@ from nnssl.trainers.engine import checkpoint, loop, validation
 from nnssl.trainers.engine.blocks import BuildingBlocks
 from nnssl.trainers.engine.distributed import current_ranks, synchronize_batch_norms
 from nnssl.trainers.engine.history import History, LossMeter
+from nnssl.trainers.engine.memory_check import check_memory
 from nnssl.trainers.engine.memory_format import check_memory_format, choose_memory_format
+from nnssl.trainers.engine.micro_batch import check_micro_batch
 from nnssl.trainers.engine.modules import attach_modules
 from nnssl.trainers.engine.pipelines import TrainingStream, open_streams, split_of
 from nnssl.trainers.engine.precision import Precision, choose_precision
@@ -373,11 +375,13 @@ class SemiSupervisedTrainer(BuildingBlocks):
 
     def on_train_start(self) -> None:
         check_requirements(self)
+        if not self.was_initialized:
+            self.initialize()
+        check_micro_batch(self)
+        check_memory(self)
         if self.ranks.is_main:
             super().on_train_start()
         else:  # without what nnU-Net writes
-            if not self.was_initialized:
-                self.initialize()
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
 
