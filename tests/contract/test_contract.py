@@ -14,9 +14,11 @@ import torch
 
 from nnssl.networks.ema import EMATeacher
 from nnssl.networks.unwrap import unwrap
+from nnssl.trainers.engine.device_memory import footprint
+from nnssl.trainers.engine.rehearsal import rehearse
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.registry import registered_trainers, trainer_names
-from tests.support.tiny import Tiny
+from tests.support.tiny import DEVICE, Tiny
 
 NAMES = trainer_names()
 SEMI_SUPERVISED = [name for name, trainer in registered_trainers().items() if trainer.uses_unlabeled]
@@ -257,6 +259,36 @@ def test_cascade_is_refused_unless_supported(name, tiny):
     else:
         with pytest.raises(NotImplementedError, match="cascade"):
             check_requirements(trainer)
+
+
+@pytest.mark.parametrize("deep_supervision", [True, False])
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_micro_batches_change_no_gradient(name, dimensions, deep_supervision, tiny):
+    """In 2D with Dice over the batch, which is no mean over patches."""
+    data = tiny(dimensions=dimensions, labeled_batch=3, unlabeled_batch=3)
+    found = []
+    for size in (None, 2):
+        trainer = data.trainer(name, enable_deep_supervision=deep_supervision)
+        trainer.settings.micro_batch = size
+        losses = trainer.train_step(data.batch())
+        gradients = {key: p.grad for key, p in unwrap(trainer.network).named_parameters() if p.grad is not None}
+        found.append((losses, gradients))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_of_a_step_can_be_estimated(name, tiny):
+    trainer = tiny(labeled_batch=2).trainer(name)
+    weights = _all_weights(trainer)
+    estimate = rehearse(trainer)
+    assert estimate.held == sum(
+        footprint(DEVICE.type)(tensor.nbytes)
+        for module in (unwrap(trainer.network), *trainer._modules.values())
+        for tensor in (*module.parameters(), *module.buffers())
+    )
+    assert estimate.total > 2 * estimate.held
+    assert _equal(weights, _all_weights(trainer))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 MIB = 1024**2
+_FORWARD = torch.ops.aten.convolution.default
+_BACKWARD = torch.ops.aten.convolution_backward.default
 # glibc maps blocks from this size on one by one and gives them back when they are freed; smaller ones share a heap,
 # which keeps holes: measured in docs/performance.md
 _MAPPED = 32 * MIB
@@ -32,6 +35,34 @@ def footprint(device_type: str) -> Callable[[int], int]:
 def base(device_type: str) -> int:
     """Bytes that a training takes of a device beside all tensors."""
     return {"cpu": _CPU_BASE, "cuda": _CUDA_BASE}.get(device_type, 0)
+
+
+def cpu_workspace(function: Any, arguments: tuple, result: Any) -> int:
+    """Bytes that an operation on (fake) tensors of a CPU takes while it runs: those of convolutions count.
+
+    oneDNN's kernels work on copies of tensors that are not channels-last. torch's own kernels, which it prefers for
+    single small samples, unfold their input into one column per voxel.
+    """
+    if function is _FORWARD:
+        images, weight, bias, *geometry = arguments
+        bias_sizes = None
+        output = result
+        tensors = (images, weight, output)
+    elif function is _BACKWARD:
+        output, images, weight, bias_sizes, *geometry = arguments[:10]
+        bias = None
+        tensors = (output, images, weight, *(t for t in result if t is not None))
+    else:
+        return 0
+    backend = torch._C._select_conv_backend(images, weight, bias, *geometry, bias_sizes)
+    if backend.name.startswith("Slow"):
+        transposed = geometry[3]
+        voxels = (images if transposed else output)[:, :1].numel()
+        return weight[0].numel() * voxels * weight.element_size()
+    layout = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
+    if images.is_contiguous(memory_format=layout):
+        return 0
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def available(device: torch.device) -> int | None:

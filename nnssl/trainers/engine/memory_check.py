@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -70,50 +68,44 @@ def _advice(trainer: SemiSupervisedTrainer, room: int) -> str:
 
 def smallest_change(trainer: SemiSupervisedTrainer, room: int) -> tuple[Changes, Estimate] | None:
     """The mildest change by which a step fits into ``room`` bytes, and what it then takes; None if none suffices."""
-    for series in _series(trainer):
-        estimates: dict[Changes, Estimate] = {}
-
-        def fits(changes: Changes, known: dict[Changes, Estimate] = estimates) -> bool:
-            known[changes] = rehearse(trainer, changes)
-            return known[changes].total <= room
-
-        # each series takes less and less
-        if fits(series[-1]):
-            changes = series[bisect_left(series[:-1], True, key=fits)]
-            return changes, estimates[changes]
+    tried: dict[Changes, Estimate] = {}
+    for setting, values in _options(trainer).items():
+        # alone, and on top of what has helped most so far
+        most = min(tried, key=lambda changes: tried[changes].total, default=Changes())
+        for start in dict.fromkeys((Changes(), most)):
+            for value in values:
+                changes = replace(start, **{setting: value})
+                tried[changes] = rehearse(trainer, changes)
+                if tried[changes].total <= room:
+                    return changes, tried[changes]
     return None
 
 
-def _series(trainer: SemiSupervisedTrainer) -> Iterator[list[Changes]]:
-    """Changes from the mildest series to the severest, and within a series from the mildest to the severest.
+def _options(trainer: SemiSupervisedTrainer) -> dict[str, list[Any]]:
+    """Values of `Changes` from the mildest on.
 
     Micro-batches change no result, a shorter number format next to nothing, fewer unlabeled patches the method.
     """
-    least = Changes()
+    options: dict[str, list[Any]] = {"micro_batch": [], "precision": _shorter_formats(trainer)}
     if obstacle_to_parts(trainer) is None:
-        most = trainer.settings.micro_batch or trainer.batch_size + trainer.num_unlabeled
-        sizes = sorted({-(-most // parts) for parts in range(2, most + 1)}, reverse=True)
-        if sizes:
-            yield [Changes(micro_batch=size) for size in sizes]
-            least = Changes(micro_batch=1)
-    shorter = _shorter_format(trainer)
-    if shorter is not None:
-        yield [Changes(precision=shorter)]
-        if least != Changes():
-            least = replace(least, precision=shorter)
-            yield [least]
-    fewer = range(trainer.num_unlabeled - 1, 0, -1)
-    if fewer:
-        yield [replace(least, unlabeled=patches) for patches in fewer]
+        options["micro_batch"] = _parts(trainer.settings.micro_batch or trainer.batch_size + trainer.num_unlabeled)
+    if trainer.uses_unlabeled:
+        options["unlabeled"] = _parts(trainer.num_unlabeled)
+    return options
 
 
-def _shorter_format(trainer: SemiSupervisedTrainer) -> str | None:
+def _parts(number: int) -> list[int]:
+    """Size of the largest part of ``number`` patches in 2, 3, ... parts."""
+    return sorted({-(-number // parts) for parts in range(2, number + 1)}, reverse=True)
+
+
+def _shorter_formats(trainer: SemiSupervisedTrainer) -> list[str]:
     """A number format of 16 bits in which the device computes, if the training does not use one."""
     if trainer.precision.name != "fp32":
-        return None
+        return []
     if trainer.device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if trainer.device.type == "cpu" and cpu_has_bf16() else None
+        return ["bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
+    return ["bf16"] if cpu_has_bf16() else []
 
 
 def flags(trainer: SemiSupervisedTrainer, changes: Changes) -> str:

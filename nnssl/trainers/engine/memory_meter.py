@@ -12,8 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
-WORKSPACE = "workspace of a convolution"
+Workspace = Callable[[Any, tuple, Any], int]
+WORKSPACE = "workspace of an operation"
 
 
 class MemoryMeter(TorchDispatchMode):
@@ -25,8 +25,7 @@ class MemoryMeter(TorchDispatchMode):
     Args:
         device_type: torch's (cpu, cuda).
         footprint: memory that a tensor of so many bytes takes; the bytes themselves by default.
-        workspace: whether a convolution holds copies of its arguments and results in the layout that its kernel
-            wants, as those of contiguous tensors do.
+        workspace: bytes that the operation ``(function, arguments, result)`` takes while it runs; none by default.
 
     Attributes:
         peak: largest sum of footprints so far.
@@ -34,7 +33,7 @@ class MemoryMeter(TorchDispatchMode):
         living: what the present sum is made of.
     """
 
-    def __init__(self, device_type: str, footprint: Callable[[int], int] = int, workspace: bool = False):
+    def __init__(self, device_type: str, footprint: Callable[[int], int] = int, workspace: Workspace | None = None):
         super().__init__()
         self.device_type = device_type
         self.peak = 0
@@ -58,10 +57,7 @@ class MemoryMeter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             self._count(tensor)
-        extra = 0
-        if self._workspace and func in _CONVOLUTIONS:
-            extra = sum(t.numel() * t.element_size() for t in _tensors((args, result)))
-        self._note(extra)
+        self._note(0 if self._workspace is None else self._workspace(func, args, result))
         return result
 
     def _count(self, tensor: torch.Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnssl.errors import UserError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnssl.networks.unwrap import unwrap
-from nnssl.trainers.engine.device_memory import base, footprint
+from nnssl.trainers.engine.device_memory import base, cpu_workspace, footprint
 from nnssl.trainers.engine.distributed import Ranks
 from nnssl.trainers.engine.memory_meter import MemoryMeter
 from nnssl.trainers.engine.precision import choose_precision
@@ -75,7 +75,7 @@ def rehearse(trainer: SemiSupervisedTrainer, changes: Changes | None = None) -> 
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes as long to import as the rehearsal takes
 
     kind = trainer.device.type
-    meter = MemoryMeter(kind, footprint(kind), workspace=trainer.memory_format == torch.contiguous_format)
+    meter = MemoryMeter(kind, footprint(kind), cpu_workspace if kind == "cpu" else None)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with generators_kept(trainer.device), fake, torch.compiler.set_stance("force_eager"), meter:
         with meter.phase(WEIGHTS):
@@ -84,7 +84,8 @@ def rehearse(trainer: SemiSupervisedTrainer, changes: Changes | None = None) -> 
         for name, phase in _PHASES.items():
             setattr(double, name, _in_phase(meter, phase, getattr(double, name)))
         last = double.num_epochs * double.num_iterations_per_epoch - 1
-        for double.iteration in dict.fromkeys((0, double.pretrain_steps, last)):
+        for iteration in dict.fromkeys((0, double.pretrain_steps, last)):
+            double.iteration = iteration
             with meter.phase("patches"):
                 batch = _batch(double)
             double.train_step(batch)
