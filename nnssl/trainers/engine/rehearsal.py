@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.engine.device_memory import base, cpu_workspace, footprint
@@ -78,7 +79,7 @@ def rehearse(trainer: SemiSupervisedTrainer, changes: Changes | None = None) -> 
     meter = MemoryMeter(kind, footprint(kind), cpu_workspace if kind == "cpu" else None)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with generators_kept(trainer.device), fake, torch.compiler.set_stance("force_eager"), meter:
-        with meter.phase(WEIGHTS):
+        with meter.phase(WEIGHTS), _HollowCopies():
             double = _double(trainer, changes or Changes())
         held = meter.living.total()
         for name, phase in _PHASES.items():
@@ -90,6 +91,15 @@ def rehearse(trainer: SemiSupervisedTrainer, changes: Changes | None = None) -> 
                 batch = _batch(double)
             double.train_step(batch)
     return Estimate(meter.at_peak + Counter({"libraries": base(kind)}), held)
+
+
+class _HollowCopies(TorchFunctionMode):
+    """Context in which tensors are copied by an operation that `FakeTensorMode` knows, as it does not `deepcopy`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.Tensor.__deepcopy__:
+            return args[0].detach().clone().requires_grad_(args[0].requires_grad)
+        return func(*args, **(kwargs or {}))
 
 
 def _double(trainer: SemiSupervisedTrainer, changes: Changes) -> Any:
