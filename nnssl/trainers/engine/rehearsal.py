@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
 from nnssl.networks.unwrap import unwrap
@@ -73,8 +74,6 @@ def rehearse(trainer: SemiSupervisedTrainer, changes: Changes | None = None) -> 
     Raises:
         Exception: whatever a step raises that asks for the values of tensors.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # takes as long to import as the rehearsal takes
-
     kind = trainer.device.type
     meter = MemoryMeter(kind, footprint(kind), cpu_workspace if kind == "cpu" else None)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -97,14 +96,19 @@ class _HollowCopies(TorchFunctionMode):
     """Context in which tensors are copied by an operation that `FakeTensorMode` knows, as it does not `deepcopy`."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is torch.Tensor.__deepcopy__:
-            return args[0].detach().clone().requires_grad_(args[0].requires_grad)
-        return func(*args, **(kwargs or {}))
+        if func is not torch.Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor = args[0]
+        if tensor.numel() == 1:  # its value is kept: AdamW asks for the number of its steps
+            with unset_fake_temporarily():
+                value = tensor.item()
+            return torch.tensor(value, dtype=tensor.dtype, device=tensor.device)
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def _double(trainer: SemiSupervisedTrainer, changes: Changes) -> Any:
     """Copy of ``trainer`` that shares nothing with it which a step changes, and trains alone on its rank's patches."""
-    double = object.__new__(type(trainer))
+    double: Any = object.__new__(type(trainer))
     # the copies of a network's parameters are those in the copies of its optimizer, its teachers
     memo: dict[int, Any] = {id(trainer): double}
     double.network = memo[id(trainer.network)] = copy.deepcopy(unwrap(trainer.network), memo)
