@@ -154,7 +154,7 @@ def test_neither_generators_nor_trainer_are_disturbed(tiny):
     before = _state(trainer)
     unwrap(trainer.network).register_buffer("constant", torch.ones(3))
     # what an optimizer holds after a step is there already, as in a training that goes on
-    assert rehearse(trainer, Changes(micro_batch=1, unlabeled=1)).held > 1.4 * 4 * _bytes(unwrap(trainer.network))
+    assert rehearse(trainer, Changes(micro_batch=1, unlabeled=1)).held > 1.4 * 3.9 * _bytes(unwrap(trainer.network))
     assert _state(trainer) == before
 
 
