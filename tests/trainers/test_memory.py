@@ -108,8 +108,8 @@ def test_channels_last_tensors_are_not_copied():
 
 
 def test_footprints():
-    assert footprint("cpu")(100 * MIB) == 100 * MIB
-    assert MIB < footprint("cpu")(MIB) < 2 * MIB
+    assert 100 * MIB <= footprint("cpu")(100 * MIB) < 120 * MIB
+    assert 1.2 * MIB < footprint("cpu")(MIB) < 2 * MIB
     assert 512 < footprint("cuda")(1) < 1024
 
 

@@ -11,12 +11,13 @@ import torch
 MIB = 1024**2
 _FORWARD = torch.ops.aten.convolution.default
 _BACKWARD = torch.ops.aten.convolution_backward.default
-# glibc maps blocks from this size on one by one and gives them back when they are freed; smaller ones share a heap,
-# which keeps holes: measured in docs/performance.md
+# On CPUs, fitted to the measurements in docs/performance.md: glibc maps blocks from this size on one by one and gives
+# them back when they are freed (the rest is for copies within kernels, which are not seen); smaller ones share a heap,
+# which keeps holes; a first step loads code, starts threads and keeps primitives of oneDNN.
 _MAPPED = 32 * MIB
-_HEAP = 1.4
-# what a first step loads and keeps beside its tensors: code, threads, primitives of oneDNN; measured there too
-_CPU_BASE = 32 * MIB
+_MAPPED_SHARE = 1.12
+_HEAP_SHARE = 1.4
+_CPU_BASE = 64 * MIB
 # blocks of torch's CUDA allocator, its holes, and the libraries' own: assumed, not measured
 _CUDA_BLOCK = 512
 _CUDA_HOLES = 1.1
@@ -28,7 +29,7 @@ def footprint(device_type: str) -> Callable[[int], int]:
     if device_type == "cuda":
         return lambda size: int(_CUDA_HOLES * _CUDA_BLOCK * -(-size // _CUDA_BLOCK))
     if device_type == "cpu":
-        return lambda size: size if size >= _MAPPED else int(_HEAP * size)
+        return lambda size: int((_MAPPED_SHARE if size >= _MAPPED else _HEAP_SHARE) * size)
     return int
 
 
