@@ -7,6 +7,7 @@ get the masks of lower resolutions from ``nnssl.losses.labels.resized_labels``, 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 
 import torch
@@ -37,7 +38,7 @@ def random_boxes(
 ) -> torch.Tensor:
     """One box per mask, uniformly placed among all positions inside the patch.
 
-    Positions come from torch's generator of the CPU, so that nothing waits for the device.
+    Positions come from Python's generator, so that nothing waits for the device.
 
     Args:
         count: number of masks: 1 to share it over a batch, or as many as there are patches in the global batch.
@@ -55,6 +56,6 @@ def random_boxes(
         raise ValueError(f"a box of {tuple(edges)} voxels does not fit into a patch of {tuple(shape)}")
     masks = torch.zeros((count, 1, *shape), dtype=torch.bool, device=device)
     for mask in masks:
-        corner = [int(torch.randint(n - edge + 1, ())) for edge, n in zip(edges, shape, strict=True)]
+        corner = [random.randrange(n - edge + 1) for edge, n in zip(edges, shape, strict=True)]
         mask[(0, *(slice(c, c + edge) for c, edge in zip(corner, edges, strict=True)))] = True
     return masks

@@ -26,6 +26,8 @@ def main(argv: list[str]) -> None:
             deterministic=arguments.deterministic,
             precision=arguments.precision,
             memory_format=arguments.memory_format,
+            micro_batch=arguments.micro_batch,
+            disable_memory_check=arguments.disable_memory_check,
             pretrained_weights=arguments.pretrained_weights,
             resume=arguments.resume,
             only_validate=arguments.val,
@@ -55,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--deterministic", action="store_true", help="bit-exact repetition on the same machine; slower on CUDA")
     add("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
     add("--memory-format", default="auto", help="auto, contiguous or channels_last (default: auto, the faster one)")
+    add("--micro-batch", type=int, metavar="N", help="pass N patches at a time: same result, less memory, slower")
+    add("--disable_memory_check", action="store_true", help="start although the memory is estimated not to suffice")
     add("--c", dest="resume", action="store_true", help="continue a training that was stopped")
     add("--val", action="store_true", help="only run the validation of a finished training")
     add("--val_best", action="store_true", help="validate with checkpoint_best instead of checkpoint_final")

@@ -7,6 +7,7 @@ import torch
 from acvl_utils.morphology.morphology_helper import remove_all_but_largest_component
 
 
+@torch.library.custom_op("nnssl::largest_components", mutates_args=())
 def largest_components(labels: torch.Tensor) -> torch.Tensor:
     """Keeps the largest connected component of each class or region in each patch; the rest becomes background.
 
@@ -24,3 +25,9 @@ def largest_components(labels: torch.Tensor) -> torch.Tensor:
         for value in np.unique(channel[channel != 0]):
             result[remove_all_but_largest_component(channel == value)] = value
     return torch.from_numpy(cleaned).to(labels.device)
+
+
+@largest_components.register_fake
+def _(labels: torch.Tensor) -> torch.Tensor:
+    # for tensors that have a shape and no values
+    return torch.empty_like(labels)

@@ -21,6 +21,11 @@ def make_scalable(module: nn.Module) -> None:
         module.channel_factors = None  # type: ignore[assignment]
 
 
+def is_scalable(module: nn.Module) -> bool:
+    """Whether ``module`` went through `make_scalable`."""
+    return isinstance(module, _Scalable)
+
+
 @contextmanager
 def scaled_channels(modules: Sequence[nn.Module], factors: Sequence[torch.Tensor]) -> Iterator[None]:
     """Multiplies the outputs of ``modules`` by factors of their own for the time of a block.

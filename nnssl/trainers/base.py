@@ -19,6 +19,8 @@ from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.engine import checkpoint, loop, validation
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.history import History, LossMeter
+from nnssl.trainers.engine.memory_check import check_memory
+from nnssl.trainers.engine.micro_batch import check_micro_batch
 from nnssl.trainers.engine.pipelines import TrainingStream, open_streams, split_of, unlabeled_images
 from nnssl.trainers.engine.precision import Precision
 from nnssl.trainers.engine.requirements import check_requirements
@@ -333,11 +335,13 @@ class SemiSupervisedTrainer(SetUp):
 
     def on_train_start(self) -> None:
         check_requirements(self)
+        if not self.was_initialized:
+            self.initialize()
+        check_micro_batch(self)
+        check_memory(self)
         if self.ranks.is_main:
             super().on_train_start()
         else:  # without what nnU-Net writes
-            if not self.was_initialized:
-                self.initialize()
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
 

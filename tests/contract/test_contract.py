@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 import torch
 
+from nnssl.errors import UserError
 from nnssl.networks.ema import EMATeacher
 from nnssl.networks.unwrap import unwrap
+from nnssl.trainers.engine.device_memory import footprint
+from nnssl.trainers.engine.micro_batch import check_micro_batch, obstacle_to_parts
+from nnssl.trainers.engine.rehearsal import rehearse
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.settings import hyperparameters
 from nnssl.trainers.registry import registered_trainers, trainer_names
 from tests.support.host import reads_of_values
-from tests.support.tiny import Tiny
+from tests.support.tiny import DEVICE, Tiny
 
 NAMES = trainer_names()
 SEMI_SUPERVISED = [name for name, trainer in registered_trainers().items() if trainer.uses_unlabeled]
@@ -112,11 +116,14 @@ def test_without_its_unsupervised_terms_a_step_is_the_supervised_step(name, tiny
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_never_waits_for_the_device(name, tiny, monkeypatch):
     data = tiny()
-    trainer = data.trainer(name, pretrain_share=0.5)
-    trainer.train_step(data.batch(0))
+    # connected components are found on the host, which methods that want them say
+    known = hyperparameters(registered_trainers()[name])
+    trainer = data.trainer(name, **({"largest_component": "off"} if "largest_component" in known else {}))
+    batches = [data.batch(seed) for seed in range(4)]
+    trainer.train_step(batches[0])
     with reads_of_values(monkeypatch) as found:
-        for seed in range(1, 4):  # in both phases
-            trainer.meter.add(trainer.train_step(data.batch(seed)))
+        for batch in batches[1:]:  # in both phases
+            trainer.meter.add(trainer.train_step(batch))
     assert found == []
 
 
@@ -275,6 +282,41 @@ def test_cascade_is_refused_unless_supported(name, tiny):
     else:
         with pytest.raises(NotImplementedError, match="cascade"):
             check_requirements(trainer)
+
+
+@pytest.mark.parametrize("deep_supervision", [True, False])
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_micro_batches_change_no_gradient(name, dimensions, deep_supervision, tiny):
+    """In 2D with Dice over the batch, which is no mean over patches."""
+    data = tiny(dimensions=dimensions, labeled_batch=3, unlabeled_batch=3)
+    found = []
+    for size in (None, 2):
+        trainer = data.trainer(name, enable_deep_supervision=deep_supervision)
+        if obstacle_to_parts(trainer) is not None:
+            trainer.settings.micro_batch = 2
+            with pytest.raises(UserError, match="micro-batches would change the result"):
+                check_micro_batch(trainer)
+            return
+        trainer.settings.micro_batch = size
+        losses = trainer.train_step(data.batch())
+        gradients = {key: p.grad for key, p in unwrap(trainer.network).named_parameters() if p.grad is not None}
+        found.append((losses, gradients))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_of_a_step_can_be_estimated(name, tiny):
+    trainer = tiny(labeled_batch=2).trainer(name)
+    weights = _all_weights(trainer)
+    estimate = rehearse(trainer)
+    assert estimate.held == sum(
+        footprint(DEVICE.type)(tensor.nbytes)
+        for module in (unwrap(trainer.network), *trainer._modules.values())
+        for tensor in (*module.parameters(), *module.buffers())
+    )
+    assert estimate.total > 2 * estimate.held
+    assert _equal(weights, _all_weights(trainer))
 
 
 @pytest.mark.parametrize("name", NAMES)

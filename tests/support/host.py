@@ -26,7 +26,7 @@ class _Reads(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = func.overloadpacket.__name__
         if name in _READS or (name in _INDEXING and any(i is not None and i.dtype == torch.bool for i in args[1])):
-            self.found.append(_caller(name))
+            _note(name, self.found)
         return func(*args, **(kwargs or {}))
 
 
@@ -45,14 +45,18 @@ def reads_of_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def _reported(method: Any, name: str, found: list[str]) -> Any:
     def reported(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        found.append(_caller(name))
+        _note(name, found)
         return method(tensor, *args, **kwargs)
 
     return reported
 
 
-def _caller(operation: str) -> str:
-    """The operation, and the line of nnssl that led to it."""
-    frames = [frame for frame in traceback.extract_stack() if "/nnssl/" in frame.filename.replace("\\", "/")]
-    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "outside nnssl"
-    return f"{operation} at {where}"
+def _note(operation: str, found: list[str]) -> None:
+    """Adds the operation, and the line of nnssl that led to it."""
+    frames = traceback.extract_stack()
+    files = [frame.filename.replace("\\", "/") for frame in frames]
+    # optimizers of torch count their steps in tensors of the host, whatever the device of the parameters
+    if any("/torch/optim/" in file for file in files):
+        return
+    ours = [f"{file}:{frame.lineno}" for file, frame in zip(files, frames, strict=True) if "/nnssl/" in file]
+    found.append(f"{operation} at {ours[-1] if ours else 'a place outside nnssl'}")

@@ -33,3 +33,12 @@ def test_what_stays_on_the_device_is_no_read(monkeypatch):
         torch.where(X > 1, X, 0).sum().clamp_min(1).sqrt()
         X.masked_fill(X > 1, 0)[:2].float().max()
     assert found == []
+
+
+def test_step_counters_of_optimizers_are_no_reads(monkeypatch):
+    parameter = torch.nn.Parameter(X.clone())
+    optimizer = torch.optim.Adam([parameter])
+    with reads_of_values(monkeypatch) as found:
+        parameter.sum().backward()
+        optimizer.step()
+    assert found == []

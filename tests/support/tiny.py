@@ -42,6 +42,7 @@ class Tiny:
     unlabeled: int = 3
     labeled_batch: int = 1
     unlabeled_batch: int = 2
+    micro_batch: int | None = None
     folder: Path = field(default_factory=Path)
     targets: dict[str, Any] = field(default_factory=dict)
 
@@ -91,7 +92,9 @@ class Tiny:
         """An initialized trainer in deterministic mode with seed 0, two epochs of two steps unless overridden."""
         budget = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
         trainer = self.bare_trainer(name, fold)
-        trainer.configure(budget | overrides, RunSettings(seed=0, deterministic=True))
+        # the estimate takes longer than these trainings
+        settings = RunSettings(seed=0, deterministic=True, micro_batch=self.micro_batch, memory_check=False)
+        trainer.configure(budget | overrides, settings)
         trainer.initialize()
         return trainer
 

@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Dice of the batch": {"dimensions": 2, "labeled_batch": 4},
     "ignore label": {"ignore": True, "labeled_batch": 4},
     "regions and ignore label": {"ignore": True, "regions": True, "classes": 3, "labeled_batch": 4},
+    "micro-batches": {"labeled_batch": 4, "micro_batch": 1},
 }
 STEPS = 3
 

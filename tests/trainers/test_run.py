@@ -101,6 +101,20 @@ def test_continuing_takes_the_settings_of_the_run(tiny, monkeypatch):
     assert side["hyperparameters"]["initial_lr"] == 0.5
 
 
+def test_micro_batches_are_recorded_and_may_change_when_a_training_goes_on(tiny, monkeypatch, capsys):
+    assert _train("Supervised", "all", *BUDGET, "--micro-batch", "3") == 0
+    assert json.loads((_folder(tiny) / "run.json").read_text())["settings"]["micro_batch"] == 3
+    assert capsys.readouterr().out.count("memory of a step: about") == 1
+    found = []
+    monkeypatch.setattr(
+        "nnssl.trainers.base.SemiSupervisedTrainer.perform_actual_validation",
+        lambda self, save: found.append((self.settings.micro_batch, self.settings.memory_check)),
+    )
+    assert _train("Supervised", "all", "--c") == 0
+    assert _train("Supervised", "all", "--c", "--micro-batch", "1", "--disable_memory_check") == 0
+    assert found == [(3, True), (1, False)]
+
+
 def test_validation_only(tiny, capsys):
     assert _train("Supervised", "0", *BUDGET) == 0
     summary = _folder(tiny, fold="0") / "validation" / "summary.json"
@@ -117,6 +131,7 @@ def test_validation_only(tiny, capsys):
         (("MeanTeecher", "0"), "did you mean MeanTeacher"),
         (("nnUNetTrainer", "0"), "nnUNetv2_train"),
         (("Supervised", "seven"), "not a fold"),
+        (("Supervised", "0", "--micro-batch", "0"), "at least 1"),
         (("Supervised", "7"), "there is no fold 7"),
         (("Supervised", "0", "-c", "3d_lowres"), "3d_lowres is not planned"),
         (("Supervised", "0", "-p", "noPlans"), "noPlans.json"),

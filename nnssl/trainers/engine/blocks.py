@@ -20,10 +20,12 @@ from nnssl.losses.labels import (
 from nnssl.networks.channel_dropout import dropout_factors
 from nnssl.networks.ema import EMATeacher
 from nnssl.networks.memory_format import set_memory_format
+from nnssl.networks.micro_batch import in_parts
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
 from nnssl.trainers.engine.distributed import Ranks
 from nnssl.trainers.engine.modules import parameters_of
 from nnssl.trainers.engine.precision import Precision
+from nnssl.trainers.engine.run_settings import RunSettings
 
 
 class BuildingBlocks(nnUNetTrainer):
@@ -34,6 +36,7 @@ class BuildingBlocks(nnUNetTrainer):
     momentum: float
     nesterov: bool
     ranks: Ranks
+    settings: RunSettings
     precision: Precision
     gradient_clipping: float
     memory_format: torch.memory_format
@@ -43,10 +46,14 @@ class BuildingBlocks(nnUNetTrainer):
         return logits.sigmoid() if self.label_manager.has_regions else logits.softmax(1)
 
     def heads(self, network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-        """Float32 logits of ``network`` in this run's precision, full resolution first."""
-        with self.precision.autocast():
-            output = network(images.contiguous(memory_format=self.memory_format))
-        return [head.float() for head in (output if isinstance(output, (list, tuple)) else [output])]
+        """Float32 logits of ``network`` in this run's precision and micro-batches, full resolution first."""
+
+        def logits(part: torch.Tensor) -> list[torch.Tensor]:
+            with self.precision.autocast():
+                output = network(part.contiguous(memory_format=self.memory_format))
+            return [head.float() for head in (output if isinstance(output, (list, tuple)) else [output])]
+
+        return in_parts(logits, images, self.settings.micro_batch)
 
     def segmentation_loss(self, heads: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
         """nnU-Net's loss of logits against a reference, both one tensor per head, full resolution first."""

@@ -37,7 +37,9 @@ def choose_memory_format(trainer: SemiSupervisedTrainer) -> None:
         # and patch that was measured (docs/performance.md), in bf16 it depends on them
         name = "channels_last" if device.type == "cpu" else "contiguous"
         if trainer.precision.name == "bf16" and device.type == "cpu" and not settings.deterministic:
-            shape = (trainer.batch_size + trainer.num_unlabeled, trainer.num_input_channels, *patch_size)
+            # few patches, because whether the memory suffices for all is checked later
+            patches = min(2, settings.micro_batch or 2, trainer.batch_size + trainer.num_unlabeled)
+            shape = (patches, trainer.num_input_channels, *patch_size)
             seconds = trainer.ranks.from_main(lambda: measure_memory_formats(network, shape, device, trainer.precision))
             name = min(seconds, key=lambda key: seconds[key])
             timings = ", ".join(f"{key} {value:.3f} s" for key, value in seconds.items())

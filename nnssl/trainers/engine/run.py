@@ -50,6 +50,8 @@ class TrainingRequest:
     deterministic: bool = False
     precision: str = "auto"
     memory_format: str = "auto"
+    micro_batch: int | None = None
+    disable_memory_check: bool = False
     pretrained_weights: str | None = None
     resume: bool = False
     only_validate: bool = False
@@ -89,6 +91,9 @@ def _run_rank(request: TrainingRequest) -> None:
     start = ranks.from_main(lambda: _checkpoint_to_load(request, folder))
     if start is not None:
         trainer.load_checkpoint(start)
+        # these do not change the result, and a training may go on where there is less memory
+        trainer.settings.micro_batch = request.micro_batch or trainer.settings.micro_batch
+        trainer.settings.memory_check = not request.disable_memory_check
         if overrides:
             trainer.print_to_log_file("--set, --epochs and --iterations-per-epoch are those of the continued run")
     else:
@@ -190,6 +195,8 @@ def _settings(request: TrainingRequest) -> RunSettings:
         deterministic=request.deterministic,
         precision=request.precision,
         memory_format=request.memory_format,
+        micro_batch=request.micro_batch,
+        memory_check=not request.disable_memory_check,
         pretrained_weights=request.pretrained_weights,
     )
 
@@ -215,6 +222,8 @@ def _check_flags(request: TrainingRequest) -> None:
         raise UserError("a training that is continued has weights of its own", fix="leave -pretrained_weights out")
     if request.validate_best and request.disable_checkpointing:
         raise UserError("--val_best needs the checkpoints that --disable_checkpointing leaves out")
+    if request.micro_batch is not None and request.micro_batch < 1:
+        raise UserError("--micro-batch must be at least 1", found=request.micro_batch)
     if request.num_gpus < 1:
         raise UserError("a training needs at least one process", found=f"-num_gpus {request.num_gpus}")
     if request.num_gpus > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -15,6 +15,8 @@ class RunSettings:
         deterministic: bit-exact repetition (slower on CUDA).
         precision: auto, fp32, bf16 or fp16.
         memory_format: contiguous, channels_last, or auto (channels_last on CPUs, measured there in bf16).
+        micro_batch: patches in a pass of a network; None for all at once.
+        memory_check: whether a training that would not fit into the memory of the device is refused.
         pretrained_weights: checkpoint whose weights the student starts from.
     """
 
@@ -22,6 +24,8 @@ class RunSettings:
     deterministic: bool = False
     precision: str = "auto"
     memory_format: str = "auto"
+    micro_batch: int | None = None
+    memory_check: bool = True
     pretrained_weights: str | None = None
 
     def as_dict(self) -> dict[str, Any]:

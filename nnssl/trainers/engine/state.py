@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -33,6 +35,18 @@ def seed_step(seed: int, iteration: int, device: torch.device) -> None:
         torch.cuda.manual_seed(torch_seed)
     elif device.type == "mps":
         torch.mps.manual_seed(torch_seed)
+
+
+@contextmanager
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """Leaves Python's, NumPy's and torch's generators (those of the CPU and of ``device``) as they are."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 def make_deterministic() -> None:
