@@ -110,6 +110,8 @@ def _trainer(arguments: argparse.Namespace, case: dict[str, Any]) -> Any:
     plans = read_json(base / f"{arguments.p}.json")
     plan = plans["configurations"][case["configuration"]]
     plan["patch_size"] = [case["patch"] * n for n in plan["patch_size"]]
+    # no case is read, so that one preprocessed configuration suffices
+    plan["data_identifier"] = plans["configurations"]["3d_fullres"]["data_identifier"]
     layers = plan["architecture"]["arch_kwargs"]
     layers["features_per_stage"] = [case["features"] * n for n in layers["features_per_stage"]]
     with contextlib.redirect_stdout(sys.stderr):
