@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnssl.cli.models import selected_model
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -40,18 +42,7 @@ def main(argv: list[str]) -> int | None:
         return 0
     if args.o is None:
         parser.error("-o is required")
-    if args.m is not None and (args.tr or args.p or args.c):
-        parser.error("-m names the model; leave out -tr, -p and -c")
-
-    from nnssl.inference.models import find_model, open_model
-
-    if args.m is not None:
-        model = open_model(args.m, folds=args.f, checkpoint=args.chk)
-    else:
-        model = find_model(
-            args.d, trainer=args.tr, plans=args.p, configuration=args.c, folds=args.f, checkpoint=args.chk
-        )
-    print(f"Model: {model}")
+    model = selected_model(parser, args)
 
     from nnssl.inference.export import export_model
 

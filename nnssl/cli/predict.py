@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from nnssl.cli.models import selected_model
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -59,10 +61,8 @@ def _from_environment(variable: str) -> int | None:
 def main(argv: list[str]) -> int | None:
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.m is not None and (args.tr or args.p or args.c):
-        parser.error("-m names the model; leave out -tr, -p and -c")
+    model = selected_model(parser, args)
 
-    from nnssl.inference.models import find_model, open_model
     from nnssl.inference.run import PredictionOptions, predict
 
     options = PredictionOptions(
@@ -83,12 +83,5 @@ def main(argv: list[str]) -> int | None:
         verbose=args.verbose,
         progress=not args.disable_progress_bar,
     )
-    if args.m is not None:
-        model = open_model(args.m, folds=args.f, checkpoint=args.chk)
-    else:
-        model = find_model(
-            args.d, trainer=args.tr, plans=args.p, configuration=args.c, folds=args.f, checkpoint=args.chk
-        )
-    print(f"Model: {model}")
     print(predict(args.i, args.o, model, options))
     return 0

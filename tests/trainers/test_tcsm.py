@@ -15,17 +15,8 @@ from tests.support.tiny import Tiny
 
 
 @pytest.fixture
-def make(tmp_path, monkeypatch):
-    def build(name="TCSM", options=None, **overrides):
-        data = Tiny(**options or {})
-        if (tmp_path / "data").exists():
-            data.folder = tmp_path / "data"
-        else:
-            data.write(tmp_path / "data", monkeypatch)
-        return data, data.trainer(name, **overrides)
-
-    yield build
-    torch.use_deterministic_algorithms(False)
+def make(build):
+    return lambda name="TCSM", **settings: build(name, **settings)
 
 
 def _term(trainer, batch, progress=1.0):

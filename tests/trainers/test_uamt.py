@@ -14,17 +14,8 @@ from tests.support.tiny import Tiny
 
 
 @pytest.fixture
-def make(tmp_path, monkeypatch):
-    def build(name="UAMT", options=None, **overrides):
-        data = Tiny(**options or {})
-        if (tmp_path / "data").exists():
-            data.folder = tmp_path / "data"
-        else:
-            data.write(tmp_path / "data", monkeypatch)
-        return data, data.trainer(name, **overrides)
-
-    yield build
-    torch.use_deterministic_algorithms(False)
+def make(build):
+    return lambda name="UAMT", **settings: build(name, **settings)
 
 
 def _step(trainer, batch, progress=0.0):
