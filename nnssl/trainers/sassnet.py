@@ -61,6 +61,7 @@ class SASSNet(SemiSupervisedTrainer):
     adversarial_weight: float = 0.01
     discriminator_lr: float = 1e-4
     discriminator_dropout: float = 0.5
+    discriminator_features: tuple[int, ...] = (64, 128, 256, 512)
     discriminator_rows: Literal["uniform", "all"] = "uniform"
     distance_unit: Literal["voxels", "mm"] = "voxels"
     voxel_cross_entropy: bool = True
@@ -77,13 +78,17 @@ class SASSNet(SemiSupervisedTrainer):
     def build_modules(self) -> dict[str, nn.Module]:
         if not 0 <= self.discriminator_dropout < 1:
             raise UserError("discriminator_dropout must be at least 0 and below 1", found=self.discriminator_dropout)
+        if not self.discriminator_features or min(self.discriminator_features) < 1:
+            raise UserError("discriminator_features must be positive numbers", found=self.discriminator_features)
         manager = self.label_manager
         maps = len(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
         self.tap = FeatureTap(last_decoder_stage(self.network).module)
         self.labeled_shown, self.labeled_shown_by_all = self._labeled_rows_of_the_discriminator()
         return {
             "sdm_head": head_on_last_stage(self.network, maps),
-            "discriminator": MapDiscriminator(maps, self.num_input_channels, self.configuration_manager.patch_size),
+            "discriminator": MapDiscriminator(
+                maps, self.num_input_channels, self.configuration_manager.patch_size, self.discriminator_features
+            ),
         }
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:

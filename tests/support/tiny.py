@@ -90,7 +90,7 @@ class Tiny:
 
     def trainer(self, name: str, fold: int | str = "all", **overrides: Any) -> Any:
         """An initialized trainer in deterministic mode with seed 0, two epochs of two steps unless overridden."""
-        budget = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+        budget: dict[str, Any] = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
         trainer = self.bare_trainer(name, fold)
         # the estimate takes longer than these trainings
         settings = RunSettings(seed=0, deterministic=True, micro_batch=self.micro_batch, memory_check=False)
