@@ -7,6 +7,8 @@ runs in blocks of steps, in turn, so that drifts of the machine hit all alike; m
 The floor is the arithmetic of the method's step: its floating-point operations, backward pass included, in units of
 the student's forward pass on the labeled batch, times the measured seconds of that pass in the same precision and
 memory format. A forward and backward pass comes out as 3 forward passes, a pass without gradient as 1.
+
+Steps are those of a method's main phase; `SelfTraining`, whose later rounds need pseudo-labels, is timed in round 0.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ def _start(label: str, arguments: argparse.Namespace, device: torch.device) -> A
     plans = read_json(base / f"{arguments.p}.json") | {"continue_training": False}
     trainer = get_trainer(name)(plans, arguments.c, arguments.fold, read_json(base / "dataset.json"), device)
     if isinstance(trainer, SemiSupervisedTrainer):
-        trainer.configure({}, RunSettings(seed=0, precision=precision or "auto"))
+        # steps of the main phase
+        trainer.configure({"pretrain_share": 0.0}, RunSettings(seed=0, precision=precision or "auto"))
     trainer.on_train_start()
     trainer.network.train()
     return trainer
