@@ -6,7 +6,7 @@ Without ``--trainers`` stock nnU-Net and all trainers of the registry are timed.
 runs in blocks of steps, in turn, so that drifts of the machine hit all alike; medians over the blocks are printed.
 The floor is the arithmetic of the method's step: its floating-point operations, backward pass included, in units of
 the student's forward pass on the labeled batch, times the measured seconds of that pass in the same precision and
-memory format. A forward and backward pass comes out as 3 forward passes, a pass without gradient as 1.
+memory format, taken after each block. A forward and backward pass comes out as 3 forward passes, a pass without gradient as 1.
 
 Steps are those of a method's main phase; `SelfTraining`, whose later rounds need pseudo-labels, is timed in round 0.
 """
@@ -43,11 +43,12 @@ def main() -> None:
     for block in range(arguments.blocks + 1):
         for label, trainer in trainers.items():
             measured = _time_block(trainer, arguments.steps, device)
+            measured["forward"] = _forward_seconds(trainer, device)
             if block > 0:  # the first block warms up: caches, compilation, filled queues
                 blocks[label].append(measured)
     batches = {label: next(trainer.dataloader_train) for label, trainer in trainers.items()}
     for trainer in trainers.values():
-        _close_streams(trainer)
+        _close_streams(trainer)  # their workers would be waited for at the end
     rows = [_row(label, trainers[label], batches[label], blocks[label], device) for label in trainers]
     _print(rows, device)
     if arguments.o:
@@ -56,14 +57,17 @@ def main() -> None:
 
 
 def _start(label: str, arguments: argparse.Namespace, device: torch.device) -> Any:
-    """A trainer with open streams; ``Supervised:fp32`` names a trainer and its precision."""
-    name, _, precision = label.partition(":")
+    """A trainer with open streams; ``Supervised:fp32`` names a trainer and its precision, ``+compile`` compiles it."""
+    compiled = label.endswith("+compile")
+    name, _, precision = label.removesuffix("+compile").partition(":")
     base = preprocessed_folder() / dataset_name(arguments.d)
     plans = read_json(base / f"{arguments.p}.json") | {"continue_training": False}
     trainer = get_trainer(name)(plans, arguments.c, arguments.fold, read_json(base / "dataset.json"), device)
     if isinstance(trainer, SemiSupervisedTrainer):
         # steps of the main phase
         trainer.configure({"pretrain_share": 0.0}, RunSettings(seed=0, precision=precision or "auto"))
+    if compiled:
+        trainer._do_i_compile = lambda: True
     trainer.on_train_start()
     trainer.network.train()
     return trainer
@@ -83,7 +87,7 @@ def _time_block(trainer: Any, steps: int, device: torch.device) -> dict[str, flo
 
 
 def _close_streams(trainer: Any) -> None:
-    """Ends the workers, which would disturb the measurement of the forward pass."""
+    """Ends the workers."""
     for stream in (trainer.dataloader_train, trainer.dataloader_val):
         if hasattr(stream, "close"):
             stream.close()
@@ -106,7 +110,7 @@ def _row(
         "slowest_ms": 1000 * max(block["step"] for block in blocks),
         "wait_ms": 1000 * statistics.median(block["wait"] for block in blocks),
         "passes": passes,
-        "floor_ms": 1000 * passes * _forward_seconds(trainer, device),
+        "floor_ms": 1000 * passes * statistics.median(block["forward"] for block in blocks),
     }
 
 
@@ -130,7 +134,7 @@ def _forward_seconds(trainer: Any, device: torch.device) -> float:
     semi = isinstance(trainer, SemiSupervisedTrainer)
     times = []
     with torch.no_grad():
-        for _ in range(12):
+        for _ in range(4):
             start = time.perf_counter()
             if semi:
                 trainer.heads(network, images)
@@ -140,7 +144,7 @@ def _forward_seconds(trainer: Any, device: torch.device) -> float:
             if device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    return statistics.median(times[1:])
 
 
 def _print(rows: list[dict[str, Any]], device: torch.device) -> None:
@@ -168,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--trainers",
         nargs="+",
-        metavar="NAME[:PRECISION]",
+        metavar="NAME[:PRECISION][+compile]",
         default=["nnUNetTrainer", *trainer_names()],
         help="default: nnUNetTrainer and all of the registry",
     )
