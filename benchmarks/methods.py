@@ -13,7 +13,7 @@ from nnssl.trainers.registry import trainer_names
 FEW = DataSet("hippocampus_4", "hippocampus", labeled=4)
 ALL = DataSet("hippocampus_160", "hippocampus", labeled=160)
 SEEDS = (0, 1)
-EPOCHS, STEPS_PER_EPOCH = 15, 40
+EPOCHS, STEPS_PER_EPOCH = 10, 40
 RECIPE = ("num_val_iterations_per_epoch=1", "optimizer_name=AdamW", "initial_lr=2e-3", "weight_decay=0.01")
 CEILING = "Supervised, all labels"
 

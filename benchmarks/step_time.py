@@ -6,7 +6,8 @@ Without ``--trainers`` stock nnU-Net and all trainers of the registry are timed.
 runs in blocks of steps, in turn, so that drifts of the machine hit all alike; medians over the blocks are printed.
 The floor is the arithmetic of the method's step: its floating-point operations, backward pass included, in units of
 the student's forward pass on the labeled batch, times the measured seconds of that pass in the same precision and
-memory format, taken after each block. A forward and backward pass comes out as 3 forward passes, a pass without gradient as 1.
+memory format, taken after each block. A forward and backward pass comes out as 3 forward passes, a pass without
+gradient as 1.
 
 Steps are those of a method's main phase; `SelfTraining`, whose later rounds need pseudo-labels, is timed in round 0.
 """
