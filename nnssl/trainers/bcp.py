@@ -49,7 +49,7 @@ class BCP(SemiSupervisedTrainer):
     source = "Bai et al., CVPR 2023, arXiv:2305.00673"
     year = 2023
     status = "official code"
-    memory_factor = 1.25
+    memory_factor = 1.4
     min_labeled_patches = 2
     plain_supervision = False
     pretrain_share = 2000 / 17000

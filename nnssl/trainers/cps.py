@@ -44,7 +44,7 @@ class CPS(SemiSupervisedTrainer):
     year = 2021
     status = "official code"
     trained_networks = 2
-    memory_factor = 4.0
+    memory_factor = 3.75
 
     cross_weight: float = 0.1
     cross_ramp: bool = True

@@ -48,7 +48,7 @@ class TCSM(MeanTeacher):
     source = "Li et al., TNNLS 2021, doi:10.1109/TNNLS.2020.2995319"
     year = 2021
     status = "paper"
-    memory_factor = 2.5
+    memory_factor = 2.7
 
     consistency_on: Literal["all", "unlabeled"] = "all"
     scaling: float = 0.0
