@@ -31,7 +31,8 @@ class MeanTeacher(SemiSupervisedTrainer):
     with the training. Deviations: nnU-Net's Dice + cross entropy with deep supervision replaces the plain sum of
     both; no dropout (nnU-Net has none), so noise alone perturbs. Labeled patches do not enter the consistency, as in
     SSL4MIS (the original includes them). The student predicts, as in the medical comparisons; ``deploy=teacher``
-    gives the original paper's choice.
+    gives the original paper's choice. ``student_view=strong`` draws the student to the teacher's prediction of a weaker
+    view, as later methods do.
     """
 
     source = "Tarvainen & Valpola, NIPS 2017, arXiv:1703.01780"
@@ -43,6 +44,8 @@ class MeanTeacher(SemiSupervisedTrainer):
     ema_decay: float = 0.99
     noise_std: float = 0.1
     noise_limit: float = 0.2
+    student_view: Literal["weak", "strong"] = "weak"
+    """Intensities of unlabeled patches as the student sees them: as the teacher does, or further changed."""
     deploy: Literal["student", "teacher"] = "student"
 
     teacher: EMATeacher
@@ -50,8 +53,17 @@ class MeanTeacher(SemiSupervisedTrainer):
     def build_modules(self) -> dict[str, nn.Module]:
         return {"teacher": self.new_teacher()}
 
+    def prepare_step(self, step: Step) -> None:
+        if self.student_view == "strong" and len(step.unlabeled):
+            step.extra["weak"] = step.unlabeled
+            step.unlabeled = self.strong_view(step.unlabeled)
+
+    def teacher_view(self, step: Step) -> torch.Tensor:
+        """The unlabeled patches as the teacher sees them, before noise."""
+        return step.extra.get("weak", step.unlabeled)
+
     def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
-        target = self.teacher_probabilities(self.with_noise(step.unlabeled))
+        target = self.teacher_probabilities(self.with_noise(self.teacher_view(step)))
         student = self.probabilities(step.unlabeled_logits)
         return {"consistency": self.weight(step) * mean_squared_difference(student, target)}
 

@@ -71,7 +71,8 @@ class TCSM(MeanTeacher):
         return super().build_modules()
 
     def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
-        parts = [step.labeled, step.unlabeled] if self.consistency_on == "all" else [step.unlabeled]
+        unlabeled = self.teacher_view(step)
+        parts = [step.labeled, unlabeled] if self.consistency_on == "all" else [unlabeled]
         images = torch.cat([self.with_noise(part) for part in parts])
         transforms = [symmetry for part in parts for symmetry in self.draw_symmetries(len(part))]
         views = apply_each(transforms, images)

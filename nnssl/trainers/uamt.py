@@ -70,8 +70,9 @@ class UAMT(MeanTeacher):
             super().forward(step)
 
     def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
-        target = self.teacher_probabilities(self.with_noise(step.unlabeled))
-        passes = (self.teacher_probabilities(self.with_noise(step.unlabeled)) for _ in range(self.teacher_passes))
+        images = self.teacher_view(step)
+        target = self.teacher_probabilities(self.with_noise(images))
+        passes = (self.teacher_probabilities(self.with_noise(images)) for _ in range(self.teacher_passes))
         mean = sum(passes, start=torch.zeros_like(target)) / self.teacher_passes
         certain = self.certain(mean, step.progress)
         student = self.probabilities(step.unlabeled_logits)

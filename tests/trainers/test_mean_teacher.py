@@ -97,3 +97,24 @@ def test_the_deployed_network_can_be_the_teacher(make):
     assert trainer.deployed_network() is trainer.teacher.network
     _, other = make()
     assert other.deployed_network() is unwrap(other.network)
+
+
+def test_the_student_may_see_a_stronger_view(tmp_path, monkeypatch):
+    tiny = Tiny(masked=True).write(tmp_path, monkeypatch)
+    trainer = tiny.trainer("MeanTeacher", student_view="strong", noise_std=0.0)
+    torch.use_deterministic_algorithms(False)
+    batch = tiny.batch()
+    batch["unlabeled"][:, :, :4] = 0
+    step = trainer.make_step(batch)
+    weak = step.unlabeled.clone()
+    trainer.prepare_step(step)
+    assert torch.equal(trainer.teacher_view(step), weak)
+    assert (step.unlabeled[:, :, 4:] != weak[:, :, 4:]).float().mean() > 0.5
+    # the outside of the body stays what it was
+    assert step.unlabeled[:, :, :4].abs().max() == 0
+    seen = []
+    monkeypatch.setattr(trainer, "teacher_probabilities", lambda images: seen.append(images) or torch.zeros(1))
+    trainer.forward(step)
+    with pytest.raises(ValueError, match="shapes differ"):
+        trainer.unsupervised_loss(step)
+    assert torch.equal(seen[0], weak)

@@ -10,6 +10,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from nnssl.augmentation import strong
 from nnssl.errors import UserError
 from nnssl.losses.labels import (
     class_cross_entropy,
@@ -200,6 +201,16 @@ class BuildingBlocks(nnUNetTrainer):
     def uniform(self, patches: int, *shape: int) -> torch.Tensor:
         """Numbers uniform in [0, 1) ``(patches, *shape)``, the same for any number of ranks."""
         return self.ranks.own_rows(torch.rand((patches * self.ranks.size, *shape), device=self.device))
+
+    def strong_view(self, images: torch.Tensor) -> torch.Tensor:
+        """Patches ``(B, C, *P)`` with strong changes of intensity, see `nnssl.augmentation.strong`.
+
+        Where normalization keeps the outside of the body at zero, it stays at zero.
+        """
+        numbers = self.uniform(*images.shape[:2], strong.NUMBERS).to(images.dtype)
+        view = strong.strong_view(images, numbers, self.randn_like(images))
+        masked = any(self.configuration_manager.use_mask_for_norm or ())
+        return torch.where(images == 0, images, view) if masked else view
 
     def drop_channels(self, features: torch.Tensor, rate: float) -> torch.Tensor:
         """Channel dropout of patches' features ``(B, C, *S)``, the same for any number of ranks."""
