@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
-Pair = tuple[str, Hashable]
-"""A case and what nnU-Net keeps locations of: one of its classes or regions, None for a case without any."""
 
 
 class RowsLoader(nnUNetDataLoader):
@@ -52,7 +49,7 @@ class RowsLoader(nnUNetDataLoader):
         self.get_do_oversample = self._begin_row
         self._announce: Callable[[int], None] = _ignore
         self._chosen_share = 0.0
-        self._pairs: Sequence[Pair] = ()
+        self._cases: dict[Hashable, Sequence[str]] = {}
         self._probabilities = np.empty(0)
         self._centers: dict[int, Hashable] = {}
         self._position = 0
@@ -70,9 +67,15 @@ class RowsLoader(nnUNetDataLoader):
         """Share of the rows of the whole batch that show foreground for certain."""
         return len(self._centered_rows) / self.whole_batch_size
 
-    def center_on(self, share: float, pairs: Sequence[Pair], probabilities: np.ndarray) -> None:
-        """From now on, of the rows that show foreground for certain, ``share`` is centered on pairs drawn so."""
-        self._chosen_share, self._pairs, self._probabilities = share, pairs, probabilities
+    def center_on(self, share: float, probabilities: np.ndarray, cases: Mapping[Hashable, Sequence[str]]) -> None:
+        """From now on, of the rows that show foreground for certain, ``share`` is centered on classes drawn so.
+
+        Args:
+            share: 0 to 1.
+            probabilities: of the classes, in the order of ``cases``.
+            cases: those that have a class, by what nnU-Net keeps locations of; one of them is drawn evenly.
+        """
+        self._chosen_share, self._probabilities, self._cases = share, probabilities, dict(cases)
 
     def get_indices(self) -> list[str]:
         """Case names of these rows."""
@@ -80,8 +83,10 @@ class RowsLoader(nnUNetDataLoader):
         self._centers = {}
         for row in self._centered_rows if self._chosen_share > 0 else ():
             if np.random.uniform() < self._chosen_share:
-                pair = self._pairs[np.random.choice(len(self._pairs), p=self._probabilities)]
-                cases[row], self._centers[row] = pair
+                drawn = np.random.choice(len(self._cases), p=self._probabilities)
+                self._centers[row] = list(self._cases)[drawn]
+                having = self._cases[self._centers[row]]
+                cases[row] = having[np.random.choice(len(having))]
         return [cases[row] for row in self.rows]
 
     def get_bbox(

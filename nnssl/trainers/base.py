@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nnssl.dataloading.cases import UnlabeledCases
+from nnssl.dataloading.coverage import Coverage
 from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases
 from nnssl.dataloading.streams import BatchStream
 from nnssl.dataloading.targets import TargetFunction
@@ -88,7 +89,7 @@ class SemiSupervisedTrainer(SetUp):
     momentum: float = 0.99
     nesterov: bool = True
     warmup_steps: int = 0
-    """Steps over which the learning rate rises."""
+    """Steps over which the learning rate rises, wherever its schedule starts."""
     weight_decay: float = 3e-5
     gradient_clipping: float = 12.0
     oversample_foreground_percent: float = 0.33
@@ -137,6 +138,7 @@ class SemiSupervisedTrainer(SetUp):
         self._modules: dict[str, nn.Module] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._split: Fold | None = None
+        self.coverage: Coverage | None = None
 
     def configure(self, overrides: dict[str, Any] | None = None, settings: RunSettings | None = None) -> None:
         """Sets hyper-parameters and run settings; only before `initialize`.
@@ -280,7 +282,7 @@ class SemiSupervisedTrainer(SetUp):
         if self.iteration == self.pretrain_steps > 0:
             self.start_main_phase()
             update_learning_rates(self)
-        elif self.iteration <= self.warmup_steps > 0:
+        elif self.warmup_steps > 0:
             update_learning_rates(self)
         step = self.make_step(batch)
         self.prepare_step(step)

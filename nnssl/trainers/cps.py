@@ -24,7 +24,7 @@ class CPS(SemiSupervisedTrainer):
     labels, and each from the hard labels of the other, through which no gradient flows (their equations 1 to 4)::
 
         L = L_nnU-Net(o_1, y) + L_nnU-Net(o_2, y) + w(p) * [CE(o_1, argmax o_2) + CE(o_2, argmax o_1)]
-        w(p) = cross_weight * exp(-5 (1 - p)^2),   p = share of the training that is done
+        w(p) = cross_weight * exp(-5 (1 - p)^2),   p = share of the main phase that is done
 
     Weight, ramp and data of the cross term (unlabeled patches only) are those of the 3D medical form (SSL4MIS), which
     the medical comparisons use. The original uses 1.5, no ramp, and labeled and unlabeled patches alike:

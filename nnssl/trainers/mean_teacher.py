@@ -24,7 +24,7 @@ class MeanTeacher(SemiSupervisedTrainer):
     student's probabilities are drawn to those of the teacher, which sees the same patch with other noise::
 
         L = L_nnU-Net(labeled) + w(p) * mean((S(x_u) - T(x_u + eps))^2),   eps = clip(N(0, 0.1^2), -0.2, 0.2)
-        w(p) = consistency_weight * exp(-5 (1 - p)^2),   p = share of the training that is done
+        w(p) = consistency_weight * exp(-5 (1 - p)^2),   p = share of the main phase that is done
         teacher <- a * teacher + (1 - a) * student,   a = min(1 - 1 / (t + 1), ema_decay)
 
     Weight, decay and noise are those of the 3D medical form (UA-MT, MICCAI 2019, and SSL4MIS), in which the ramp ends

@@ -31,7 +31,7 @@ class SASSNet(SemiSupervisedTrainer):
 
         L = L_nnU-Net(s, y) + sdm_weight * mean((z_l - z(y))^2) + w(p) * CE(D(z_u, x_u), 1)
         L_D = [CE(D(z_l, x_l), 1) + CE(D(z_u, x_u), 0)] / 2,   z detached
-        w(p) = adversarial_weight * exp(-5 (1 - p)^2),   p = share of the training that is done
+        w(p) = adversarial_weight * exp(-5 (1 - p)^2),   p = share of the main phase that is done
 
     D is fixed in the segmenter's step and drops no channels there; its own step follows (Adam 1e-4, betas 0.9 and 0.99,
     constant). Weights are those of the released code for 16 labeled scans. Distances are in voxels and normalized
@@ -42,7 +42,7 @@ class SASSNet(SemiSupervisedTrainer):
     Deviations: nnU-Net's Dice + cross entropy with deep supervision, where the code sums Dice and distances only
     (``voxel_cross_entropy=False``). No dropout in the segmenter (nnU-Net has none). D sees the maps of the segmenter
     before its update, which saves a forward pass, and ends with the mean over all voxels, for any patch size. Gradients
-    of D are clipped, and its loss is scaled in fp16, like the segmenter's.
+    of D are clipped, and in fp16 its loss is scaled by the same scaler, like the segmenter's.
 
     nnU-Net forces the last rows of a labeled batch to show foreground, which no unlabeled patch is. D, which could tell
     them by that alone, is shown the other rows only (``discriminator_rows=uniform``): with the default share of 0.33

@@ -42,7 +42,8 @@ class TCSM(MeanTeacher):
     and noise of `MeanTeacher`: 1.0, 0.999 and a standard deviation of 0.5 belong to the paper's photographs, whose
     intensities are not normalized by theirs. No scaling by default, since it cannot be undone exactly. The released
     code (36112e3) computes the consistency without gradient and undoes one of two scalings; this is the published
-    definition. ``consistency_on=unlabeled`` leaves labeled patches out, as other mean teachers do.
+    definition. ``consistency_on=unlabeled`` leaves labeled patches out, as other mean teachers do. The student
+    predicts.
     """
 
     source = "Li et al., TNNLS 2021, doi:10.1109/TNNLS.2020.2995319"

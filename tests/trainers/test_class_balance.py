@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nnssl.errors import UserError
+from nnssl.trainers.engine.distributed import Ranks
 from tests.support.tiny import Tiny
 
 
@@ -60,6 +61,26 @@ def test_looking_at_patches_draws_nothing_from_the_training(tiny):
     np.random.seed(5)
     open_and_close(tiny, least_class_share=0.0)
     assert np.random.uniform() == drawn
+
+
+@pytest.mark.parametrize(("rank", "size"), [(0, 1), (0, 2), (1, 2)])
+def test_rare_classes_are_drawn_more_often_by_the_stream_of_a_trainer(tmp_path, monkeypatch, capsys, rank, size):
+    data = Tiny(classes=3, labeled=4, labeled_batch=2).write(tmp_path, monkeypatch)
+    without_class(data, 2, cases=("labeled_0", "labeled_1", "labeled_2"))
+    shares = []
+    for least in (0.0, 0.5):
+        trainer = data.trainer("Supervised", least_class_share=least)
+        trainer.batch_size, trainer.ranks = 2 // size, Ranks(rank, size, store=torch.distributed.HashStore())
+        training, validation = trainer.get_dataloaders()
+        found = [(next(training)["target"][0] == 2).flatten(1).any(1).float() for _ in range(80)]
+        shares.append(float(torch.cat(found).mean()))
+        training.close()
+        validation.close()
+    torch.use_deterministic_algorithms(False)
+    # every patch of the one case in four shows the class; the second row of the whole batch is the centered one
+    expected = {(0, 1): (0.25, 0.5), (0, 2): (0.25, 0.25), (1, 2): (0.25, 0.75)}[rank, size]
+    assert shares == pytest.approx(expected, abs=0.13)
+    assert ("rare classes are shown more often: class_2" in capsys.readouterr().out) == (rank == 0)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

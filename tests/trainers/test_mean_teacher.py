@@ -51,12 +51,11 @@ def test_consistency_is_zero_for_the_same_network_without_noise(make):
     data, trainer = make(noise_std=0.0)
     # teacher and student see batches of different size, which convolutions round differently
     assert _term(trainer, data.batch(0)).item() == pytest.approx(0, abs=1e-10)
-    assert make()[1] is not trainer
 
 
 def test_noise_makes_the_consistency_positive(make):
     data, trainer = make()
-    assert _term(trainer, data.batch(0)) > 0
+    assert _term(trainer, data.batch(0)) > 1e-8
 
 
 def test_noise_is_clipped(make):

@@ -365,3 +365,11 @@ def test_a_hook_on_a_layer_is_refused(tiny):
     trainer = tiny().trainer("Supervised")
     unwrap(trainer.network).encoder.register_forward_hook(lambda *call: None)
     assert "(layer encoder)" in obstacle_to_parts(trainer)
+
+
+def test_a_training_that_goes_on_is_offered_micro_batches_only(tmp_path, monkeypatch):
+    trainer = Tiny().write(tmp_path, monkeypatch).trainer("MeanTeacher")
+    torch.use_deterministic_algorithms(False)
+    assert {"micro_batch", "unlabeled"} <= _options(trainer).keys()
+    trainer.iteration = 1
+    assert _options(trainer).keys() == {"micro_batch"}

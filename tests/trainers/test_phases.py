@@ -163,3 +163,13 @@ def test_momentum_of_sgd(tiny):
 
 def optimizers(trainer):
     return [trainer.optimizer, *trainer._optimizers.values()]
+
+
+def test_learning_rates_rise_wherever_the_schedule_starts(tiny):
+    trainer = tiny.trainer("TwoNetworks", pretrain_share=0.5, warmup_steps=2, num_iterations_per_epoch=4)
+    rates = []
+    for seed in range(8):
+        trainer.current_epoch = trainer.iteration // 4
+        trainer.train_step(tiny.batch(seed))
+        rates.append(trainer.optimizer.param_groups[0]["lr"] / trainer.initial_lr)
+    assert rates == pytest.approx([0.5, 1, 1, 1] * 2)

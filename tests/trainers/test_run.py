@@ -57,6 +57,14 @@ def test_the_only_plans_are_taken_and_the_seed_is_recorded(tiny):
     assert isinstance(json.loads((_folder(tiny) / "run.json").read_text())["settings"]["seed"], int)
 
 
+def test_what_is_set_comes_before_nnunets_proportions(tiny):
+    flags = ("--epochs", "1", "--iterations-per-epoch", "10", "--seed", "0", "--set", "num_val_iterations_per_epoch=1")
+    assert _train("Supervised", "all", *flags) == 0
+    record = json.loads((_folder(tiny) / "run.json").read_text())
+    assert record["hyperparameters"]["num_iterations_per_epoch"] == 10
+    assert record["hyperparameters"]["num_val_iterations_per_epoch"] == 1
+
+
 def test_a_trained_run_is_not_overwritten_unless_asked_for(tiny, capsys):
     assert _train("Supervised", "all", *BUDGET) == 0
     file = _folder(tiny) / "checkpoint_final.pth"
@@ -138,6 +146,7 @@ def test_validation_only(tiny, capsys):
         (("Supervised", "0", "--set", "consistency_weight=1"), "no hyper-parameter"),
         (("MeanTeacher", "0", "--set", "consistency_weight=high"), "wrong value"),
         (("Supervised", "0", "--epochs", "0"), "at least 1"),
+        (("Supervised", "0", "--set", "num_val_iterations_per_epoch=0"), "at least 1"),
         (("Supervised", "0", "--c", "--val"), "give one of them"),
         (("Supervised", "0", "--c", "-pretrained_weights", "x.pth"), "weights of its own"),
         (("Supervised", "0", "--val_best", "--disable_checkpointing"), "--val_best"),

@@ -265,7 +265,9 @@ def test_the_exported_network_is_the_planned_one(make, tmp_path):
     export_model(find_model(data.base.name), tmp_path / "out")
     content = torch.load(tmp_path / "out" / "fold_all" / "checkpoint_final.pth", weights_only=True)
     assert content["trainer_name"] == "nnUNetTrainer"
-    assert not any("sdm" in name or "discriminator" in name for name in content["network_weights"])
+    weights = unwrap(trainer.network).state_dict()
+    assert content["network_weights"].keys() == weights.keys()
+    assert all(torch.equal(value.cpu(), weights[name].cpu()) for name, value in content["network_weights"].items())
     ours = Predictor(device=torch.device("cpu"), precision="fp32", memory_format="contiguous", allow_tqdm=False)
     ours.initialize_from_model(find_model(data.base.name))
     network = unwrap(trainer.network).cpu()

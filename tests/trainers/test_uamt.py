@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import brentq
 
 from nnssl.errors import UserError
 from nnssl.losses.schedules import sigmoid_rampup
@@ -25,20 +26,6 @@ def _step(trainer, batch, progress=0.0):
     return step
 
 
-def _binary(p: float) -> torch.Tensor:
-    return torch.tensor([p, 1 - p]).reshape(1, 2, 1, 1, 1)
-
-
-def _probability_with_entropy(share: float) -> float:
-    """p below one half such that the entropy of (p, 1 - p) is ``share`` of ln 2."""
-    low, high = 0.0, 0.5
-    for _ in range(60):
-        p = (low + high) / 2
-        entropy = 0 if p == 0 else -p * math.log(p) - (1 - p) * math.log(1 - p)
-        low, high = (p, high) if entropy < share * math.log(2) else (low, p)
-    return low
-
-
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_a_uniform_mean_is_masked_until_the_end(classes, make):
     _, trainer = make()
@@ -51,14 +38,38 @@ def test_a_uniform_mean_is_masked_until_the_end(classes, make):
     assert trainer.certain(certain, 0.0).shape == (1, 1, 4, 4, 4)
 
 
-def test_threshold_rises_from_the_published_start_to_the_largest_entropy(make):
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_threshold_rises_from_the_published_start_to_the_largest_entropy(classes, make):
     _, trainer = make()
     assert 0.75 + 0.25 * sigmoid_rampup(0.0) == pytest.approx(0.75168, abs=1e-5)
     for progress, share in ((0.0, 0.75168), (1.0, 1.0)):
-        below, above = (_probability_with_entropy(share + shift) for shift in (-1e-3, min(1e-3, 1 - share)))
-        assert trainer.certain(_binary(below), progress).item()
+        below = _mean_with_entropy(classes, (share - 1e-3) * math.log(classes))
+        assert trainer.certain(below, progress).item()
         if share < 1:
-            assert not trainer.certain(_binary(above), progress).item()
+            above = _mean_with_entropy(classes, (share + 1e-3) * math.log(classes))
+            assert not trainer.certain(above, progress).item()
+
+
+def _mean_with_entropy(classes: int, entropy: float) -> torch.Tensor:
+    """``(1, K, 1, 1, 1)``: one class with p, the others with equal parts of the rest."""
+
+    def excess(p: float) -> float:
+        rest = (1 - p) / (classes - 1)
+        return -p * math.log(p) - (1 - p) * math.log(rest) - entropy
+
+    p = brentq(excess, 1 / classes + 1e-9, 1 - 1e-12)
+    values = torch.full((classes,), (1 - p) / (classes - 1), dtype=torch.float64)
+    values[0] = p
+    return values.view(1, -1, 1, 1, 1)
+
+
+def test_each_region_is_certain_on_its_own(make):
+    _, trainer = make(options={"regions": True, "classes": 3})
+    mean = torch.tensor([0.5, 0.9, 0.99]).view(1, 3, 1, 1, 1)
+    # 0.9 has a binary entropy of 0.33, three quarters of ln 2 are 0.52, of ln 3 would be 0.82
+    assert trainer.certain(mean, 0.0).flatten().tolist() == [False, True, True]
+    close = torch.tensor([0.75, 0.9, 0.99]).view(1, 3, 1, 1, 1)  # 0.56
+    assert trainer.certain(close, 0.0).flatten().tolist() == [False, True, True]
 
 
 def test_without_a_certain_voxel_the_term_is_zero(make):
@@ -90,7 +101,7 @@ def test_one_undisturbed_pass_with_all_voxels_certain_is_the_mean_teacher(make):
 
 @pytest.mark.parametrize("area", [1, 8, 16])
 def test_area_of_the_mask_does_not_scale_a_constant_error(area, make, monkeypatch):
-    data, trainer = make(consistency_weight=1.0)
+    data, trainer = make(options={"classes": 3}, consistency_weight=1.0)
     step = _step(trainer, data.batch(), progress=1.0)
     target = trainer.probabilities(step.unlabeled_logits).detach() + 0.3
     monkeypatch.setattr(trainer, "teacher_probabilities", lambda images: target)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.tiny import Tiny
+from nnssl.trainers.engine.loop import _average_dice
+from tests.support.tiny import PLANS, Tiny
 
 
 @pytest.fixture
@@ -62,3 +63,35 @@ def test_first_stage_of_a_cascade_predicts_for_the_next(tiny):
     assert second.is_cascaded
     cases = nnUNetDatasetBlosc2(str(data.base / data.identifier), ["labeled_0"], str(folder))
     assert cases.load_case("labeled_0")[2] is not None
+
+
+def test_online_evaluation_changes_no_network(tiny):
+    data = tiny()
+    plans = json.loads((data.base / f"{PLANS}.json").read_text())
+    network = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    network["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm3d"
+    (data.base / f"{PLANS}.json").write_text(json.dumps(plans))
+    trainer = data.trainer("CPS", deploy="mean")
+    trainer.network.train()
+    before = {key: value.clone() for key, value in trainer.deployed_network().state_dict().items()}
+    trainer.on_validation_epoch_start()
+    batch = data.batch()
+    with torch.no_grad():
+        trainer.validation_step({"data": batch["data"], "target": batch["target"]})
+    after = trainer.deployed_network().state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert trainer.second.training
+
+
+def test_the_average_of_the_pseudo_dice_begins_anew_with_a_phase(tiny):
+    trainer = tiny().trainer("SelfTraining", rounds=2, num_epochs=4, num_iterations_per_epoch=4, round_shares=(5, 11))
+    assert trainer.phase_starts == (5,)
+    values = [0.8, 0.9, 0.1, 0.5]
+    found = []
+    for epoch, value in enumerate(values):
+        trainer.logger.log("mean_fg_dice", value, epoch)
+        trainer.iteration = 4 * (epoch + 1)
+        found.append(_average_dice(trainer))
+    # the epoch in which the phase began belongs to neither
+    assert found == [0.8, None, 0.1, pytest.approx(0.14)]
+    assert trainer.logger.get_value("ema_fg_dice", 0) == 0.8

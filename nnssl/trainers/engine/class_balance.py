@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
-from nnssl.dataloading.coverage import estimate_coverage
+from nnssl.dataloading.coverage import Balance, Coverage, estimate_coverage
 from nnssl.dataloading.rows import RowsLoader
 from nnssl.dataloading.streams import own_generators, seed_generators
 
@@ -26,27 +26,33 @@ def balance_classes(trainer: SemiSupervisedTrainer, loader: RowsLoader, probe: R
     least = trainer.least_class_share
     if least == 0:
         return
-    with own_generators():
-        seed_generators(trainer.seed, _STREAM)
-        coverage = estimate_coverage(probe, _classes(trainer))
-    names = [_name(trainer, c) for c in coverage.classes]
-    before = coverage.shares(coverage.usual)
+    coverage, known = trainer.coverage, trainer.coverage is not None
+    if coverage is None:
+        with own_generators():
+            seed_generators(trainer.seed, _STREAM)
+            coverage = trainer.coverage = estimate_coverage(probe, _classes(trainer))
     balance = coverage.balanced(least)
-    after = before
     if balance is not None:
-        share, probabilities = balance
-        loader.center_on(share, coverage.pairs, probabilities)
-        after = coverage.shares((1 - share) * coverage.usual + share * probabilities)
+        loader.center_on(balance.share, balance.probabilities, coverage.cases)
+    if not known:  # streams are opened again in a training of several phases
+        _tell(trainer, coverage, balance)
+
+
+def _tell(trainer: SemiSupervisedTrainer, coverage: Coverage, balance: Balance | None) -> None:
+    least = trainer.least_class_share
+    names = [_name(trainer, c) for c in coverage.cases]
+    before, after = coverage.shares(), coverage.shares(balance)
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, after, strict=True))
+    trainer.print_to_log_file(f"Labeled patches that show a class: {shares}", also_print_to_console=False)
+    if balance is not None:
         changes = ", ".join(
             f"{name} {a:.1%} (nnU-Net's choice: {b:.1%})"
             for name, a, b in zip(names, after, before, strict=True)
             if b < least and a > 0
         )
         trainer.print_to_log_file(f"Patches are centered such that rare classes are shown more often: {changes}")
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, after, strict=True))
-    trainer.print_to_log_file(f"Labeled patches that show a class: {shares}", also_print_to_console=False)
-    for name, share in zip(names, after, strict=True):
-        if share == 0:
+    for name, share, cases in zip(names, after, coverage.cases.values(), strict=True):
+        if not cases:
             trainer.print_to_log_file(f"WARNING: no labeled case of this fold has class {name}: it cannot be learned")
         elif share < 0.99 * least:
             trainer.print_to_log_file(

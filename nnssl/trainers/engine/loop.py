@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -212,14 +213,22 @@ def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:
     if done or time.monotonic() - clock.plotted > PLOT_EVERY_SECONDS:
         trainer.logger.plot_progress_png(str(folder))
         clock.plotted = time.monotonic()
-    average = trainer.logger.get_value("ema_fg_dice", step=-1)
-    if trainer._best_ema is None or average > trainer._best_ema:
+    average = _average_dice(trainer)
+    if average is not None and (trainer._best_ema is None or average > trainer._best_ema):
         trainer._best_ema = average
         if not trainer.disable_checkpointing:
             checkpoint.save(trainer, folder / BEST, resumable=False)
     due = trainer.current_epoch % SAVE_EVERY_EPOCHS == 0 or time.monotonic() - clock.saved > SAVE_EVERY_SECONDS
     if due and not done:
         _save_latest(trainer, clock)
+
+
+def _average_dice(trainer: SemiSupervisedTrainer) -> float | None:
+    """nnU-Net's moving average of the pseudo Dice, over the epochs of this phase; None before its first has ended."""
+    began = max(start for start in (0, *trainer.phase_starts) if start < trainer.iteration)
+    first = -(-began // trainer.num_iterations_per_epoch)
+    values = [float(value) for value in trainer.logger.get_value("mean_fg_dice", step=None)[first:]]
+    return reduce(lambda average, value: 0.9 * average + 0.1 * value, values) if values else None
 
 
 def _save_latest(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:

@@ -86,9 +86,12 @@ def _options(trainer: SemiSupervisedTrainer) -> dict[str, list[Any]]:
 
     Micro-batches change no result, a shorter number format next to nothing, fewer unlabeled patches the method.
     """
-    options: dict[str, list[Any]] = {"micro_batch": [], "precision": _shorter_formats(trainer)}
+    options: dict[str, list[Any]] = {"micro_batch": []}
     if obstacle_to_parts(trainer) is None:
         options["micro_batch"] = _parts(trainer.settings.micro_batch or trainer.batch_size + trainer.num_unlabeled)
+    if trainer.iteration > 0:
+        return options  # a training that goes on keeps its settings
+    options["precision"] = _shorter_formats(trainer)
     if trainer.uses_unlabeled:
         options["unlabeled"] = _parts(trainer.num_unlabeled)
     return options

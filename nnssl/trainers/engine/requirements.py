@@ -31,6 +31,8 @@ def check_requirements(trainer: SemiSupervisedTrainer) -> None:
                 where=f"configuration {trainer.configuration_name} of {trainer.plans_manager.dataset_name}",
                 fix="choose another configuration, or a trainer that does (nnssl_trainers lists what each can do)",
             )
+    if trainer.num_val_iterations_per_epoch < 1:
+        raise UserError("num_val_iterations_per_epoch must be at least 1", found=trainer.num_val_iterations_per_epoch)
     if not 0 <= trainer.least_class_share < 1:
         raise UserError("least_class_share must be at least 0 and below 1", found=trainer.least_class_share)
     if not 0 <= trainer.pretrain_share < 1:

@@ -83,7 +83,7 @@ def _run_rank(request: TrainingRequest) -> None:
             f"{request.trainer} is a trainer of nnU-Net",
             fix=f"train it with nnUNetv2_train ... -tr {request.trainer} -p {request.plans or DEFAULT_PLANS}",
         )
-    overrides = parse_overrides(trainer_class, request.overrides) | _budget(request)
+    overrides = _budget(request) | parse_overrides(trainer_class, request.overrides)
     device = prepare_device(request.device)
     trainer = build_trainer(request, trainer_class, device)
     folder = Path(trainer.output_folder)

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 def update_learning_rates(trainer: SemiSupervisedTrainer) -> None:
     """Sets the learning rates for the place where the training stands.
 
-    Called when an epoch or phase begins, and before each of the first ``warmup_steps`` steps, over which the learning
-    rates rise linearly.
+    Called when an epoch or phase begins, and before each step if there is a warm-up: over ``warmup_steps`` from the
+    start of a schedule the learning rates rise linearly.
     """
     position: float = trainer.current_epoch
     starts = [0, *trainer.phase_starts]
     if trainer.restarts_schedule and trainer.pretrain_steps:
         starts.append(trainer.pretrain_steps)
+    began = max(start for start in starts if start <= trainer.iteration)
     if len(starts) > 1:
-        began = max(start for start in starts if start <= trainer.iteration)
         total = trainer.num_epochs * trainer.num_iterations_per_epoch
         ends = min((start for start in starts if start > trainer.iteration), default=total)
         # rates stay the same from the start of an epoch or phase on, also for a training continued in between
@@ -27,9 +27,10 @@ def update_learning_rates(trainer: SemiSupervisedTrainer) -> None:
         # one division at the end: a phase has the very rates of a training of its length
         position = trainer.num_epochs * (since - began) / (ends - began)
     trainer.lr_scheduler.step(position)
-    if trainer.iteration < trainer.warmup_steps:
+    done = trainer.iteration - began
+    if done < trainer.warmup_steps:
         for group in trainer.optimizer.param_groups:
-            group["lr"] *= (trainer.iteration + 1) / trainer.warmup_steps
+            group["lr"] *= (done + 1) / trainer.warmup_steps
     factor = trainer.optimizer.param_groups[0]["lr"] / trainer.initial_lr
     for group in (group for optimizer in trainer._optimizers.values() for group in optimizer.param_groups):
         if group.get("scheduled", True):

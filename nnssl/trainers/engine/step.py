@@ -15,7 +15,7 @@ class Step:
     Attributes:
         labeled: images ``(B_l, C, *P)``.
         target: reference ``(B_l, 1, *S)`` (or one channel per region), one tensor per head, full resolution first.
-        unlabeled: weakly augmented images ``(B_u, C, *P)``; B_u is 0 if the method uses no unlabeled cases.
+        unlabeled: augmented images ``(B_u, C, *P)``; B_u is 0 if the method uses no unlabeled cases.
         iteration: steps done before this one.
         progress: share of the main phase that is done, 0 to 1.
         pseudo_target: pseudo-labels of the unlabeled patches in the form of ``target``; empty unless the stream

@@ -36,8 +36,15 @@ class FloatHeads(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Any:
         enabled = self.trainer.enable_deep_supervision
-        with deep_supervision(self.network, enabled):
-            heads = self.trainer.heads(self.network, images)
+        # nnU-Net switches the student only, and members of an ensemble may stand in another mode
+        modes = [(module, module.training) for module in self.network.modules()]
+        self.network.eval()
+        try:
+            with deep_supervision(self.network, enabled):
+                heads = self.trainer.heads(self.network, images)
+        finally:
+            for module, training in modes:
+                module.training = training
         return heads if enabled else heads[0]
 
 
