@@ -370,6 +370,6 @@ def test_a_hook_on_a_layer_is_refused(tiny):
 def test_a_training_that_goes_on_is_offered_micro_batches_only(tmp_path, monkeypatch):
     trainer = Tiny().write(tmp_path, monkeypatch).trainer("MeanTeacher")
     torch.use_deterministic_algorithms(False)
-    assert {"micro_batch", "unlabeled"} <= _options(trainer).keys()
+    assert {"micro_batch", "unlabeled"} <= memory_check._options(trainer).keys()
     trainer.iteration = 1
-    assert _options(trainer).keys() == {"micro_batch"}
+    assert memory_check._options(trainer).keys() == {"micro_batch"}
