@@ -28,7 +28,7 @@ LAYERS = (
 # These know tensors and arrays only, so that they can be used and tested on their own.
 LEAVES = {"networks", "losses", "augmentation"}
 HEAVY = {"torch", "nnunetv2", "numpy", "scipy", "pandas", "matplotlib", "SimpleITK", "batchgenerators", "blosc2"}
-LIGHT_PARTS = {"nnssl.errors", "nnssl.guard", "nnssl.cli", "nnssl.cli.models", "nnssl._version"}
+LIGHT_PARTS = {"nnssl.errors", "nnssl.guard", "nnssl.cli", "nnssl.cli._models", "nnssl._version"}
 
 FORBIDDEN_COMMANDS = (
     "nnssl_extract_fingerprint",

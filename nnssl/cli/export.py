@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnssl.cli.models import selected_model
+from nnssl.cli._models import selected_model
 
 
 def _parser() -> argparse.ArgumentParser:

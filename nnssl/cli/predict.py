@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from nnssl.cli.models import selected_model
+from nnssl.cli._models import selected_model
 
 
 def _parser() -> argparse.ArgumentParser:
