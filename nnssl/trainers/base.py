@@ -24,6 +24,7 @@ from nnssl.trainers.engine.memory_check import check_memory
 from nnssl.trainers.engine.micro_batch import check_micro_batch
 from nnssl.trainers.engine.pipelines import TrainingStream, open_streams, split_of, unlabeled_images
 from nnssl.trainers.engine.precision import Precision
+from nnssl.trainers.engine.recipe import apply_recipe, describe_recipe
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.engine.schedule import update_learning_rates
@@ -83,9 +84,10 @@ class SemiSupervisedTrainer(SetUp):
     num_epochs: int = 1000
     num_iterations_per_epoch: int = 250
     num_val_iterations_per_epoch: int = 50
+    recipe: Literal["auto", "nnunet", "short"] = "auto"
+    """Optimizer, learning rate and weight decay: nnU-Net's, those of short trainings, or by the number of steps."""
     initial_lr: float = 1e-2
     optimizer_name: Literal["SGD", "AdamW"] = "SGD"
-    """SGD as in nnU-Net, or AdamW, which needs far fewer steps (initial_lr=2e-3, weight_decay=0.01)."""
     momentum: float = 0.99
     nesterov: bool = True
     warmup_steps: int = 0
@@ -148,8 +150,10 @@ class SemiSupervisedTrainer(SetUp):
         """
         if self.was_initialized:
             raise RuntimeError("configure must be called before initialize")
-        for name, value in check_overrides(type(self), overrides or {}).items():
+        chosen = check_overrides(type(self), overrides or {})
+        for name, value in chosen.items():
             setattr(self, name, value)
+        apply_recipe(self, chosen)
         if settings is not None:
             self.settings = settings
 
@@ -341,6 +345,7 @@ class SemiSupervisedTrainer(SetUp):
             self.initialize()
         check_micro_batch(self)
         check_memory(self)
+        self.print_to_log_file(describe_recipe(self))
         if self.ranks.is_main:
             super().on_train_start()
         else:  # without what nnU-Net writes

@@ -54,7 +54,7 @@ def test_train(settings):
     assert (found.trainer, found.fold, found.c, found.p) == ("MeanTeacher", "all", "3d_fullres", "nnSSLCPUPlans")
     assert (found.epochs, found.iterations_per_epoch, found.seed, found.device) == (3, 7, 4, "cpu")
     assert not found.resume
-    assert parse_overrides(MeanTeacher, found.set)["optimizer_name"] == "AdamW"
+    assert parse_overrides(MeanTeacher, found.set)["num_val_iterations_per_epoch"] == 2
 
 
 def test_settings_of_the_user_come_last(tmp_path):

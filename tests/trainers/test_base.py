@@ -65,16 +65,6 @@ def test_a_continued_training_keeps_its_mirror_axes(tiny, tmp_path):
     assert continued.inference_allowed_mirroring_axes == (1,)
 
 
-def test_optimizer_is_nnunets_unless_adamw_is_asked_for(tiny):
-    sgd = tiny.trainer("Supervised").optimizer
-    assert isinstance(sgd, torch.optim.SGD)
-    assert sgd.defaults["momentum"] == 0.99
-    adamw = tiny.trainer("Supervised", optimizer_name="AdamW", initial_lr=2e-3, weight_decay=0.01).optimizer
-    assert isinstance(adamw, torch.optim.AdamW)
-    assert adamw.param_groups[0]["weight_decay"] == 0.01
-    assert adamw.param_groups[0]["lr"] == pytest.approx(2e-3)
-
-
 def test_unlabeled_patches_per_step_come_from_the_plan_unless_set(tiny):
     assert tiny.trainer("MeanTeacher").num_unlabeled == 2
     assert tiny.trainer("MeanTeacher", unlabeled_batch_size=3).num_unlabeled == 3

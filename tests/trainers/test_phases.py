@@ -118,8 +118,9 @@ def test_learning_rates_follow_the_students_and_start_again_with_the_main_phase(
         update_learning_rates(trainer)
         optimizers = (trainer.optimizer, *trainer._optimizers.values())
         rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
-    half = 0.01 * 0.5**0.9
-    expected = [[0.01, 0.01, 0.5], [half, half, 0.5]]
+    full = trainer.initial_lr
+    half = full * 0.5**0.9
+    expected = [[full, full, 0.5], [half, half, 0.5]]
     for row, wanted in zip(rates, expected * 2, strict=True):
         assert row == pytest.approx(wanted)
 
@@ -157,7 +158,7 @@ def test_momentum_of_sgd(tiny):
     trainer = tiny.trainer("Supervised", momentum=0.9, nesterov=False)
     (group,) = trainer.optimizer.param_groups
     assert (group["momentum"], group["nesterov"]) == (0.9, False)
-    (group,) = tiny.trainer("Supervised").optimizer.param_groups
+    (group,) = tiny.trainer("Supervised", recipe="nnunet").optimizer.param_groups
     assert (group["momentum"], group["nesterov"]) == (0.99, True)
 
 

@@ -259,7 +259,7 @@ def test_both_optimizers_have_the_published_settings_or_those_of_nnunet(make):
         optimizers = (trainer.optimizer, *trainer._optimizers.values())
         return [[o.param_groups[0][name] for name in names] for o in optimizers]
 
-    assert settings(make()[1]) == [[0.9, False, 1e-4, 0.01]] * 2
+    assert settings(make(recipe="nnunet")[1]) == [[0.9, False, 1e-4, 0.01]] * 2
     stock = {"momentum": 0.99, "nesterov": True, "weight_decay": 3e-5}
     assert settings(make(**stock)[1]) == [[0.99, True, 3e-5, 0.01]] * 2
 

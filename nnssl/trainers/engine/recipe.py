@@ -1,0 +1,50 @@
+"""Optimizer and learning rate by the length of a training (docs/small_budgets.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+SHORT_BELOW = 10_000
+"""Steps below which ``recipe=auto`` is the short one."""
+SHORT: dict[str, Any] = {"optimizer_name": "AdamW", "initial_lr": 2e-3, "weight_decay": 0.01}
+
+
+def apply_recipe(trainer: SemiSupervisedTrainer, chosen: Collection[str]) -> None:
+    """Decides on the recipe of a run and sets the hyper-parameters that belong to it.
+
+    Those that the user has chosen stay, and those for which the method has a value of its own. Who chooses SGD, or what
+    only SGD has, gets nnU-Net's values for the rest.
+
+    Args:
+        trainer: with its budget set.
+        chosen: names of the hyper-parameters that the user has set.
+    """
+    if trainer.recipe == "auto":
+        sgd = {"momentum", "nesterov"}.intersection(chosen)
+        sgd_or_long = sgd or ("optimizer_name" in chosen and trainer.optimizer_name == "SGD")
+        trainer.recipe = "nnunet" if sgd_or_long or total_steps(trainer) >= SHORT_BELOW else "short"
+    if trainer.recipe == "short":
+        for name, value in SHORT.items():
+            if name not in chosen and not _has_its_own(type(trainer), name):
+                setattr(trainer, name, value)
+
+
+def total_steps(trainer: SemiSupervisedTrainer) -> int:
+    """Steps of the whole training."""
+    return trainer.num_epochs * trainer.num_iterations_per_epoch
+
+
+def describe_recipe(trainer: SemiSupervisedTrainer) -> str:
+    """The recipe and what it stands for, in one line of the log."""
+    optimizer = f"{trainer.optimizer_name}, learning rate {trainer.initial_lr:g}, weight decay {trainer.weight_decay:g}"
+    return f"recipe for {total_steps(trainer):,} steps: {trainer.recipe} ({optimizer}); --set recipe=nnunet|short"
+
+
+def _has_its_own(trainer: type, name: str) -> bool:
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+    return getattr(trainer, name) != getattr(SemiSupervisedTrainer, name)
