@@ -28,7 +28,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 import nnssl
-from nnssl.benchmark.steps import run_command
+from nnssl.benchmark.steps import run_command, run_program
 from nnssl.errors import UserError
 from nnssl.utils.files import write_json
 
@@ -71,7 +71,7 @@ class Job:
     Attributes:
         row: what the table calls it.
         dataset: what it is trained on.
-        trainer: method.
+        trainer: method, or nnUNetTrainer, which is stock nnU-Net (seed and overrides do not reach it).
         seed: of the training.
         epochs, iterations: budget; ``iterations`` per epoch.
         overrides: hyper-parameters as ``NAME=VALUE``.
@@ -94,11 +94,19 @@ class Job:
         return self.table or self.dataset.name
 
     @property
+    def stock(self) -> bool:
+        """Whether nnU-Net's own trainer is trained."""
+        return self.trainer == "nnUNetTrainer"
+
+    @property
     def key(self) -> str:
         return f"{self.dataset.name}/{self.row}/seed_{self.seed}".replace(" ", "_")
 
     def train_words(self) -> list[str]:
-        """Arguments of the command that trains."""
+        """Arguments of nnssl's command that trains, or of stock_training.py."""
+        if self.stock:
+            words = ["1", self.dataset.fold, "-p", "nnSSLCPUPlans", "-c", self.dataset.configuration]
+            return [*words, "--epochs", str(self.epochs), "--iterations-per-epoch", str(self.iterations)]
         words = ["train", "1", self.trainer, self.dataset.fold, "-p", "nnSSLCPUPlans", "-c", self.dataset.configuration]
         words += ["-device", "cpu", "--epochs", str(self.epochs), "--iterations-per-epoch", str(self.iterations)]
         words += ["--seed", str(self.seed), *self.flags]
@@ -149,8 +157,11 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
                 raise UserError("a job was done with other settings", where=file, found=" ".join(found))
             return
         environment = _prepared(job.dataset, folder, data) | {"nnUNet_results": str(folder / "runs" / job.key)}
-        # --c starts a new training where there is nothing to continue
-        run_command([*job.train_words(), "--c"], environment)
+        if job.stock:
+            run_program([str(Path(__file__).with_name("stock_training.py")), *job.train_words()], environment)
+        else:
+            # --c starts a new training where there is nothing to continue
+            run_command([*job.train_words(), "--c"], environment)
         (trained,) = (folder / "runs" / job.key).glob(f"*/*/fold_{job.dataset.fold}")
         if not (trained / "checkpoint_final.pth").is_file():
             sys.exit(f"{job.key} was stopped; the same command goes on")

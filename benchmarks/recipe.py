@@ -1,6 +1,7 @@
-"""Optimizers and schedules for short trainings with few labels (docs/performance.md, "Short budgets").
+"""Optimizers and schedules for short trainings with few labels, and mirroring (docs/few_labels.md).
 
-Candidates are compared on validation cases from the training pools; test cases take part in no choice.
+Candidates are compared on validation cases from the training pools, one change at a time; test cases take part in no
+choice.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ CANDIDATES = {
     "AdamW 2e-3, weight decay 3e-5": ("Supervised", (*ADAMW, "weight_decay=3e-5"), 1),
     "AdamW 2e-3, foreground 67 %": ("Supervised", (*ADAMW, "oversample_foreground_percent=0.67"), 1),
     "AdamW 2e-3, no deep supervision": ("Supervised", (*ADAMW, "enable_deep_supervision=False"), 1),
+    "AdamW 2e-3, mirrored along all axes": ("Supervised", (*ADAMW, "mirror_axes=(0,1,2)"), 1),
+    "AdamW 2e-3, not mirrored": ("Supervised", (*ADAMW, "mirror_axes=()"), 1),
     "AdamW 2e-3, EMA 0.99 of weights": ("MeanTeacher", AVERAGED, 1),
     "AdamW 2e-3, EMA 0.95 of weights": ("MeanTeacher", (*AVERAGED, "ema_decay=0.95"), 1),
 }

@@ -76,14 +76,22 @@ class Steps:
 
 
 def run_command(words: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Runs ``nnssl_<words[0]> <other words>`` as a process of its own, after it has printed the command line.
+    """Runs ``nnssl_<words[0]> <other words>`` as a process of its own; as `run_program`."""
+    _run(["-m", "nnssl", *words], "nnssl_" + shlex.join(words), environment)
+
+
+def run_program(words: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Runs ``python <words>`` as a process of its own, after it has printed the command line.
 
     ``environment`` is added to that of this process. Ctrl-C and SIGTERM reach the command as well, and it is given the
     time to save its state. ``UserError`` if the command fails. Only for the main thread.
     """
-    line = "nnssl_" + shlex.join(words)
+    _run(words, "python " + shlex.join(words), environment)
+
+
+def _run(words: Sequence[str], line: str, environment: Mapping[str, str]) -> None:
     print(f"$ {line}", flush=True)
-    process = subprocess.Popen([sys.executable, "-m", "nnssl", *words], env={**os.environ, **environment})
+    process = subprocess.Popen([sys.executable, *words], env={**os.environ, **environment})
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         code = process.wait()

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from tests.support.tiny import Tiny
 
 from nnssl.trainers.engine.recipe import SHORT_BELOW, describe_recipe
+from tests.support.tiny import Tiny
 
 LONG = {"num_epochs": SHORT_BELOW // 10, "num_iterations_per_epoch": 10}
 NNUNET = {"optimizer_name": "SGD", "initial_lr": 1e-2, "weight_decay": 3e-5}
