@@ -1,8 +1,8 @@
 """Every trainer of the registry under one budget on hippocampus with 4 labeled cases (docs/benchmarks.md).
 
 All have the same cases, plan, number of steps and seeds; whatever a method does before its main phase is part of the
-steps. `Supervised` with all labels of the development cases is the ceiling. Methods with several phases, which the short
-budget leaves unfinished, are trained three times as long as well.
+steps. `Supervised` with all labels of the development cases is the ceiling. Methods with several phases, which the
+short budget leaves unfinished, are trained three times as long as well.
 """
 
 from __future__ import annotations
