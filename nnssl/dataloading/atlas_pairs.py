@@ -17,7 +17,7 @@ from nnssl.dataloading.streams import numpy_seeded
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """Rows that are made of two cases, as far as it is decided for the whole batch.
 
     The leader's patch is placed as nnU-Net does, the follower's at the corresponding position.
@@ -43,21 +43,23 @@ class AtlasPairsLoader(RowsLoader):
         correspondence: of positions in the cases.
         options: of `RowsLoader`.
 
-    Raises:
-        ValueError: there are fewer than two cases.
     """
 
     def __init__(self, *arguments: Any, switch: RegionalSwitch, correspondence: Correspondence, **options: Any):
         super().__init__(*arguments, **options)
-        if len(self.indices) < 2:
-            raise ValueError("a pair needs two cases")
+        self.check_cases()
         self.switch = switch
         self.correspondence = correspondence
-        self._pairs: list[_Pair] = []
+        self._pairs: list[Pair] = []
         self._partner: tuple[Any, list[list[int]]] | None = None
         self._region: torch.Tensor | None = None
         self._transforms_after: Any = options.get("transforms")
         self.transforms = self._switch_and_transform
+
+    def check_cases(self) -> None:
+        """Raises ``ValueError`` if pairs cannot be made of the cases."""
+        if len(self.indices) < 2:
+            raise ValueError("a pair needs two cases")
 
     def draw_cases(self) -> list[str]:
         cases = super().draw_cases()
@@ -66,13 +68,20 @@ class AtlasPairsLoader(RowsLoader):
         for first in range(0, rows, 2):
             leading = min(first + 1, rows - 1)
             leader = cases[leading]
-            follower = cases[first]
-            if follower == leader:  # always so if it leads alone
-                follower = self._other_than(leader)
+            follower = self.partner(leader, cases[first])
             if leading != first:
                 cases[first] = follower
-            self._pairs.append(_Pair(leading, leader, follower, int(np.random.randint(2**32, dtype=np.uint64))))
+            self._pairs.append(Pair(leading, leader, follower, int(np.random.randint(2**32, dtype=np.uint64))))
         return cases
+
+    def partner(self, leader: str, drawn: str) -> str:
+        """The case that follows ``leader``; ``drawn`` was drawn for its row, or is the leader if that has none."""
+        return self._other_than(leader) if drawn == leader else drawn
+
+    @property
+    def pair(self) -> Pair:
+        """The pair that the present row belongs to."""
+        return self._pairs[self._position // 2]
 
     def get_bbox(
         self,
@@ -83,7 +92,7 @@ class AtlasPairsLoader(RowsLoader):
         verbose: bool = False,
     ) -> tuple[list[int], list[int]]:
         """Where the patch of this row lies; notes where that of its partner does, and which region they exchange."""
-        pair = self._pairs[self._position // 2]
+        pair = self.pair
         leads = self._position == pair.leading_row
         other = self._data.load_case(pair.follower if leads else pair.leader)
         shapes = [tuple(data_shape), tuple(other[0].shape[1:])]
@@ -100,7 +109,7 @@ class AtlasPairsLoader(RowsLoader):
         self._region = region
         return own, [n + int(edge) for n, edge in zip(own, self.patch_size, strict=True)]
 
-    def _corresponding(self, pair: _Pair, lower: Any, leader_shape: Any, follower_shape: Any) -> list[int]:
+    def _corresponding(self, pair: Pair, lower: Any, leader_shape: Any, follower_shape: Any) -> list[int]:
         """Lower corner of the follower's patch, in the range from which nnU-Net draws."""
         half = np.asarray(self.patch_size) / 2
         center = self.correspondence.position(

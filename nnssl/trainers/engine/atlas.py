@@ -23,7 +23,10 @@ def settle_correspondence(trainer: SemiSupervisedTrainer) -> None:
 
 def labeled_loader_class(trainer: SemiSupervisedTrainer) -> Any:
     """What makes the labeled batches of the training: `RowsLoader`, or `AtlasPairsLoader` as the run is set."""
-    if trainer.atlas_augmentation == "none":
-        return RowsLoader
+    return RowsLoader if trainer.atlas_augmentation == "none" else pairs_loader(trainer, AtlasPairsLoader)
+
+
+def pairs_loader(trainer: SemiSupervisedTrainer, kind: type[AtlasPairsLoader]) -> Any:
+    """A loader of pairs with the switch and the correspondence of the run."""
     switch = RegionalSwitch(trainer.switch_probability, trainer.switch_boxes, trainer.switch_edges)  # type: ignore[arg-type]
-    return partial(AtlasPairsLoader, switch=switch, correspondence=Correspondence())
+    return partial(kind, switch=switch, correspondence=Correspondence())
