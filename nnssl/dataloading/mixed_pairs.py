@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from nnssl.dataloading.atlas_pairs import AtlasPairsLoader
+from nnssl.dataloading.correspondence import Frame
 from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases
 
 
@@ -38,6 +40,36 @@ class MixedCases:
         return (self.labeled if self.is_labeled(identifier) else self.pseudo_labeled).load_case(identifier)
 
 
+class ForegroundBoxes(Mapping[str, Frame]):
+    """Frames of the foreground boxes of labeled and pseudo-labeled cases; those of the latter are read when needed.
+
+    Args:
+        labeled: frames of the labeled cases.
+        pseudo_labeled: the others. One without foreground has the whole image for its box.
+    """
+
+    def __init__(self, labeled: Mapping[str, Frame], pseudo_labeled: PseudoLabeledCases):
+        self.labeled = labeled
+        self.pseudo_labeled = pseudo_labeled
+
+    def __getitem__(self, case: str) -> Frame:
+        if case in self.labeled:
+            return self.labeled[case]
+        labels = self.pseudo_labeled.pseudo_labels.labels(case)
+        located = [voxels[:, 1:] for voxels in self.pseudo_labeled.pseudo_labels.class_locations(labels).values()]
+        voxels = np.concatenate([np.empty((0, labels.ndim - 1)), *located])
+        if not len(voxels):
+            return Frame.of_box([(0, 1)] * (labels.ndim - 1))
+        shape = np.asarray(labels.shape[1:])
+        return Frame.of_box(np.stack([voxels.min(0) / shape, (voxels.max(0) + 1) / shape], 1).tolist())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self.labeled, *self.pseudo_labeled.identifiers])
+
+    def __len__(self) -> int:
+        return len(self.labeled) + len(self.pseudo_labeled.identifiers)
+
+
 class MixedPairsLoader(AtlasPairsLoader):
     """Rows 2k and 2k + 1 are a labeled and a pseudo-labeled patch at corresponding positions, switched or as they are.
 
@@ -52,9 +84,11 @@ class MixedPairsLoader(AtlasPairsLoader):
         ValueError: there is no labeled or no pseudo-labeled case.
     """
 
+    has_ignore: bool
+
     def __init__(self, cases: Any, *arguments: Any, **options: Any):
         super().__init__(cases, *arguments, **options)
-        self._annotated_in_part = self.has_ignore
+        self._annotated_in_part: bool = self.has_ignore
 
     def check_cases(self) -> None:
         if not (self.indices and self._data.labeled.identifiers):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases, PseudoLabels
 from nnssl.errors import UserError
-from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.base import SemiSupervisedTrainer, Status
 from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.loop import FINAL
 from nnssl.trainers.engine.pipelines import unlabeled_images
@@ -49,7 +50,7 @@ class SelfTraining(SemiSupervisedTrainer):
 
     source = "Huang et al., MICCAI FLARE 2022, doi:10.1007/978-3-031-23911-3_16"
     year = 2022
-    status = "official code"
+    status: ClassVar[Status] = "official code"
     memory_factor = 2.0
 
     rounds: int = 3

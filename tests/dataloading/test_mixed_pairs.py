@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nnssl.augmentation.regional_switch import RegionalSwitch
-from nnssl.dataloading.correspondence import Correspondence
-from nnssl.dataloading.mixed_pairs import MixedCases, MixedPairsLoader
+from nnssl.dataloading.correspondence import Correspondence, Frame
+from nnssl.dataloading.mixed_pairs import ForegroundBoxes, MixedCases, MixedPairsLoader
 from tests.dataloading.test_atlas_pairs import Annotated, Cases, Labels, batches
 
 SHAPES = {"a": (30, 24, 20), "b": (15, 48, 20), "c": (30, 24, 40), "d": (24, 24, 24)}
@@ -80,3 +80,29 @@ def test_every_row_can_be_made_alone():
 def test_both_kinds_are_needed(labeled, pseudo_labeled):
     with pytest.raises(ValueError, match="labeled and a pseudo-labeled case"):
         loader(labeled, pseudo_labeled)
+
+
+def test_boxes_of_pseudo_labeled_cases_are_those_of_their_foreground():
+    class Stored:
+        """What `PseudoLabels` knows about two cases."""
+
+        located = {"c": {1: [[0, 2, 4, 5]], 2: [[0, 5, 4, 9]]}, "d": {1: []}}  # noqa: RUF012
+
+        def labels(self, case):
+            self.case = case
+            return np.zeros((1, 8, 10, 10), np.int8)
+
+        def class_locations(self, labels):
+            return {name: np.array(voxels, int).reshape(-1, 4) for name, voxels in self.located[self.case].items()}
+
+    class Predicted:
+        pseudo_labels = Stored()
+        identifiers = ("c", "d")
+
+    known = Frame.of_box([(0, 1)] * 3)
+    boxes = ForegroundBoxes({"a": known}, Predicted())
+    assert (list(boxes), len(boxes)) == (["a", "c", "d"], 3)
+    assert boxes["a"] is known
+    corners = boxes["c"].from_common(np.array([[0, 0, 0], [1, 1, 1]]).T)
+    np.testing.assert_allclose(corners.T, [[2 / 8, 4 / 10, 5 / 10], [6 / 8, 5 / 10, 1]])
+    np.testing.assert_allclose(boxes["d"].from_common(np.ones((3, 1))), np.ones((3, 1)))

@@ -14,7 +14,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnssl.dataloading.cases import NamedErrors, UnlabeledCases, unlabeled_folder, unlabeled_identifiers
-from nnssl.dataloading.mixed_pairs import MixedCases, MixedPairsLoader, PairedCases
+from nnssl.dataloading.mixed_pairs import MixedCases, PairedCases
 from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases, PseudoLabeledLoader
 from nnssl.dataloading.rows import RowsLoader
 from nnssl.dataloading.streams import BatchStream, SeededBatches
@@ -22,7 +22,7 @@ from nnssl.dataloading.targets import AppendTargets, split_targets
 from nnssl.dataloading.unlabeled import UnlabeledLoader
 from nnssl.dataset.splits import Fold, load_fold
 from nnssl.errors import UserError
-from nnssl.trainers.engine.atlas import labeled_loader_class, pairs_loader
+from nnssl.trainers.engine.atlas import labeled_loader_class, mixed_loader_class
 from nnssl.trainers.engine.class_balance import balance_classes
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
     unlabeled, unlabeled_source = None, trainer.unlabeled_cases()
     cases, kind = training_cases, labeled_loader_class(trainer)
     if isinstance(unlabeled_source, PairedCases):
-        cases, kind = MixedCases(training_cases, unlabeled_source), pairs_loader(trainer, MixedPairsLoader)
+        cases, kind = MixedCases(training_cases, unlabeled_source), mixed_loader_class(trainer, unlabeled_source)
         unlabeled_source = None
     loader = labeled_loader(cases, initial_patch_size, labeled_transforms, kind=kind)
     balance_classes(trainer, loader, labeled_loader(training_cases, patch_size, None))
