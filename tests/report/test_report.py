@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -139,13 +138,11 @@ def test_what_is_not_there_is_said(tmp_path):
     assert "over the epochs" not in page.text
 
 
-def test_missing_scans_are_said(runs, tmp_path):
-    page = Page(write_report(tmp_path / "r.html", runs, ReportOptions(cases=1, images=tmp_path)))
-    assert "its scan was not found" in page.text
-
-
-def test_one_run_alone(runs, tmp_path):
-    assert "nothing to compare" in Page(write_report(tmp_path / "r.html", runs[:1])).text
+def test_one_run_of_an_evaluation_without_distances(tmp_path):
+    write_summary(tmp_path / "a", {f"case_{n}": [0.5 + n / 100] for n in range(4)}, hd95=False)
+    page = Page(write_report(tmp_path / "r.html", [tmp_path / "a"], ReportOptions(cases=0)))
+    assert "nothing to compare" in page.text
+    assert "HD95" not in page.text
 
 
 def test_budgets_of_one_method_become_curves(tmp_path):
@@ -171,10 +168,13 @@ def test_mistakes(runs, tmp_path):
         write_report(tmp_path / "r.html", runs, ReportOptions(cases=-1))
 
 
-def test_command(runs, tmp_path, capsys):
-    assert run("report", [runs[0], f"Name={runs[1]}", "-o", str(tmp_path / "x.html"), "--cases", "0"]) == 0
+def test_command_and_missing_scans(runs, tmp_path, capsys):
+    words = [runs[0], f"Name={runs[1]}", "-o", str(tmp_path / "x.html"), "--cases", "1", "--images", str(tmp_path)]
+    assert run("report", words) == 0
     assert "Written:" in capsys.readouterr().out
-    assert "Name" in Page(tmp_path / "x.html").text
+    page = Page(tmp_path / "x.html")
+    assert "Name" in page.text
+    assert "its scan was not found" in page.text
 
 
 def test_views_of_a_volume(tmp_path):
@@ -255,10 +255,3 @@ def test_the_browser_sees_errors_and_requests(tmp_path):
         page.open(tmp_path / "bad.html")
         assert any("loud" in message for message in page.console())
         assert any(url.startswith("http:") for url in page.requests())
-
-
-def test_summary_of_nnunet_has_no_distances(tmp_path):
-    write_summary(tmp_path / "a", {f"case_{n}": [0.5 + n / 100] for n in range(4)}, hd95=False)
-    page = Page(write_report(tmp_path / "r.html", [tmp_path / "a"], ReportOptions(cases=0)))
-    assert "HD95" not in page.text
-    assert json.loads((tmp_path / "a" / "summary.json").read_text())
