@@ -28,7 +28,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int | None:
     args = _parser().parse_intermixed_args(argv)
 
-    from nnssl.report.build import ReportOptions, write_report
+    from nnssl.report.build import write_report
+    from nnssl.report.results import ReportOptions
 
     options = ReportOptions(title=args.title, ceiling=args.ceiling, cases=args.cases, images=args.images)
     target = write_report(args.o, args.runs, options)

@@ -51,6 +51,9 @@ class Predictor(nnUNetPredictor):
         allow_tqdm: progress bar over the windows of a case.
     """
 
+    network: nn.Module
+    list_of_parameters: list[dict]
+
     def __init__(
         self,
         tile_step_size: float = 0.5,

@@ -1,19 +1,19 @@
-"""How sure a model is of its masks: maps for every voxel, and an estimate of the quality for every case.
+r"""How sure a model is of its masks: maps for every voxel, and an estimate of the quality for every case.
 
 Members are the networks whose disagreement tells most at no cost of training: several folds; the members of an
 ensemble; or the network that predicts and those that its checkpoint keeps beside it with the same architecture
 (teacher, second network). Their probabilities :math:`p_m` are brought to the grid of the scan, then for every voxel
 
-- entropy of the mean, :math:`H(\\bar p)`,
-- disagreement, :math:`H(\\bar p) - \\frac{1}{M} \\sum_m H(p_m)` (mutual information; Gal et al., ICML 2017),
+- entropy of the mean, :math:`H(\bar p)`,
+- disagreement, :math:`H(\bar p) - \frac{1}{M} \sum_m H(p_m)` (mutual information; Gal et al., ICML 2017),
 
 both divided by the entropy of a voxel of which nothing is known, so that they lie between 0 and 1. Of overlapping
 regions the values are means over the regions.
 
 The estimates of a case need no reference:
 
-- estimated_dice: Dice between the mask and the mean probabilities, :math:`2 \\sum_{mask} p / (|mask| + \\sum p)`, mean over
-  the classes in the mask (soft Dice confidence; Borges et al., 2024). None for an empty mask.
+- estimated_dice: Dice between the mask and the mean probabilities, :math:`2 \sum_{mask} p / (|mask| + \sum p)`, mean
+  over the classes in the mask (soft Dice confidence; Borges et al., 2024). None for an empty mask.
 - mean_entropy: mean of the entropy over the mask's foreground. None for an empty mask.
 - agreement: Dice between the masks of two members, mean over pairs and classes (Roy et al., NeuroImage 195:11-22,
   2019). None for a single member.

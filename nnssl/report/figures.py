@@ -128,13 +128,15 @@ def budget_curves(curves: Mapping[str, Sequence[tuple[int, float, tuple[float, f
 
 def curve(name: str, lines: Sequence[tuple[int, Sequence[float], Sequence[float]]]) -> Markup:
     """One loss over the epochs: number of the method, epochs, values."""
+    from matplotlib.ticker import MaxNLocator
+
     with _figure(f"{name} over the epochs", (_PANEL[0], 2.5)) as (figure, result):
         ax = figure.subplots()
         for number, epochs, values in lines:
-            few = {"marker": style(number).marker, "markersize": 3} if len(epochs) < 30 else {}
-            ax.plot(epochs, values, linewidth=1.4, **style(number).line, **few)
+            marker = style(number).marker if len(epochs) < 30 else "none"
+            ax.plot(epochs, values, linewidth=1.4, marker=marker, markersize=3, **style(number).line)
         ax.set(title=name, xlabel="epoch")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return result[0]
 
 
@@ -144,7 +146,7 @@ def _figure(label: str, size: tuple[float, float]) -> Iterator[tuple[Figure, lis
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": label,
         "text.parse_math": False,
@@ -156,7 +158,7 @@ def _figure(label: str, size: tuple[float, float]) -> Iterator[tuple[Figure, lis
     }
     result: list[Markup] = []
     with rc_context(settings):
-        figure = Figure(figsize=size, layout="constrained" if size[1] > 0.5 else "none")
+        figure = Figure(figsize=size, layout="constrained" if size[1] > 0.5 else None)
         yield figure, result
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

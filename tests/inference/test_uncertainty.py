@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,8 +9,11 @@ import SimpleITK as sitk
 import torch
 
 from nnssl.cli import run
+from nnssl.inference.predictor import Predictor
 from nnssl.inference.uncertainty import estimate_quality, further_networks, uncertainty_maps
+from nnssl.networks.ensemble import Ensemble
 from tests.inference.model_folders import change_checkpoint, read_mask, write_model, write_scan
+from tests.support.tiny import Tiny
 
 QUICK = ["-npp", "0", "-nps", "0", "-device", "cpu", "--precision", "fp32", "--disable_progress_bar"]
 
@@ -143,3 +148,33 @@ def test_continued_predictions_fill_the_table(scans, tmp_path, capsys):
     assert predict(*words, "--save_uncertainty") == 0
     assert "1 case written" in capsys.readouterr().out
     assert len(pd.read_csv(out / "uncertainty" / "quality.csv")) == 2
+
+
+@pytest.mark.parametrize("tiny", [Tiny(dimensions=2), Tiny(regions=True)], ids=["2d", "regions"])
+def test_planes_and_regions(tmp_path, tiny):
+    model = write_model(tmp_path / "results", tiny, folds=(0, 1))
+    write_scan(tmp_path / "in" / "a_0000.nii.gz", shape=(20, 18, 16))
+    assert predict("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "--save_uncertainty") == 0
+    values = read_mask(tmp_path / "out" / "uncertainty" / "a_entropy.nii.gz")
+    assert values.shape == (20, 18, 16)
+    assert 0 <= values.min() < values.max() <= 1
+
+
+def test_members_of_an_ensemble(tmp_path):
+    predictor = Predictor(use_gaussian=False, device=torch.device("cpu"), precision="fp32", allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(write_model(tmp_path, mirroring=None), (0,))
+    first, second = predictor.network, deepcopy(predictor.network)
+    first.load_state_dict(predictor.list_of_parameters[0])
+    for parameter in second.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    predictor.network = ensemble = Ensemble([first, second])
+    predictor.list_of_parameters = [ensemble.state_dict()]
+    image = torch.randn((1, 16, 16, 16), generator=torch.Generator().manual_seed(1))
+    logits, members = predictor.predict_members(image)
+    assert torch.equal(logits, predictor.predict_logits_from_preprocessed_data(image))
+    assert predictor.network is ensemble
+    assert len(members) == 2
+    mean = torch.stack([member.float().softmax(0) for member in members]).mean(0)
+    # one window, equal weights, no mirroring; results of nnU-Net are in half precision
+    torch.testing.assert_close(logits.float().softmax(0), mean, rtol=0, atol=2e-3)
+    assert not torch.allclose(members[0], members[1])

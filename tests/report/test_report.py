@@ -10,8 +10,9 @@ import pytest
 from nnssl.cli import run
 from nnssl.errors import UserError
 from nnssl.evaluation.evaluator import evaluate_folders
-from nnssl.report.build import ReportOptions, write_report
+from nnssl.report.build import write_report
 from nnssl.report.pictures import case_views
+from nnssl.report.results import ReportOptions
 from nnssl.utils.files import write_json
 from tests.evaluation.files import label_map, make_folders, write_labels
 from tests.evaluation.summaries import write_summary
