@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 import nnssl
 from nnssl.benchmark.steps import run_command, run_program
 from nnssl.errors import UserError
+from nnssl.evaluation.statistics import bootstrap_interval
 from nnssl.utils.files import write_json
 
 MEASURES = ("Dice", "IoU", "HD95", "ASSD")
@@ -288,7 +288,5 @@ def _difference(results: list[dict[str, Any]], others: list[dict[str, Any]]) -> 
 
 
 def _interval(difference: np.ndarray) -> str:
-    if difference.size < 3 or np.ptp(difference) == 0:
-        return f"{difference.mean():+.4f}"
-    interval = bootstrap((difference,), np.mean, n_resamples=10_000, rng=0).confidence_interval
-    return f"{difference.mean():+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+    interval = bootstrap_interval(difference)
+    return f"{difference.mean():+.4f}" + ("" if interval is None else f" [{interval[0]:+.4f}, {interval[1]:+.4f}]")

@@ -90,6 +90,14 @@ def test_the_package_is_typed():
     assert (REPOSITORY / "nnssl" / "py.typed").is_file()
 
 
+def test_files_that_are_not_python_are_installed():
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    package = REPOSITORY / "nnssl"
+    installed = {file for pattern in settings["nnssl"] for file in package.glob(pattern)}
+    others = {f for f in package.rglob("*") if f.is_file() and f.suffix != ".py" and "__pycache__" not in f.parts}
+    assert others == installed
+
+
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_documents_name_only_commands_that_exist(document):
     named = set(re.findall(r"\bnnssl_([a-z_]+)", (REPOSITORY / document).read_text()))

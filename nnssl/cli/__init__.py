@@ -15,6 +15,8 @@ COMMANDS = {
     "train": "train one fold with one method",
     "predict": "segment a folder of scans, or single scans",
     "evaluate": "compare predictions with reference labels",
+    "compare": "test whether the results of two or more runs differ",
+    "report": "write runs, their results and pictures into one HTML file",
     "trainers": "list the available methods",
     "split": "make a label-budget data set from a fully labeled one",
     "export": "write a trained model so that stock nnU-Net predicts with it",
@@ -53,6 +55,14 @@ def predict() -> None:
 
 def evaluate() -> None:
     sys.exit(run("evaluate"))
+
+
+def compare() -> None:
+    sys.exit(run("compare"))
+
+
+def report() -> None:
+    sys.exit(run("report"))
 
 
 def trainers() -> None:

@@ -30,6 +30,9 @@ def _parser() -> argparse.ArgumentParser:
         "at most 1. Larger is faster and less accurate. Default: 0.5")  # fmt: skip
     add("--disable_tta", action="store_true", help="no averaging over mirrored scans: faster, less accurate")
     add("--save_probabilities", action="store_true", help="write class probabilities (.npz) too, for ensembling")
+    add("--save_uncertainty", action="store_true", help="write maps of the uncertainty (.nii.gz) and estimates of the "
+        "quality of every mask (quality.csv) into OUTPUT/uncertainty. Predicts with the teacher or second network of "
+        "the checkpoint, too, where there is one")  # fmt: skip
     add("--continue_prediction", action="store_true", help="leave out cases that are already done")
     add("-prev_stage_predictions", metavar="FOLDER", type=Path, help="masks of the first stage; cascades need them")
     add("-npp", type=int, default=_from_environment("nnUNet_npp"), help="processes for preprocessing, 0 for none. "
@@ -72,6 +75,7 @@ def main(argv: list[str]) -> int | None:
         step_size=args.step_size,
         mirroring=not args.disable_tta,
         save_probabilities=args.save_probabilities,
+        save_uncertainty=args.save_uncertainty,
         continue_prediction=args.continue_prediction,
         previous_stage=args.prev_stage_predictions,
         num_parts=args.num_parts,

@@ -30,6 +30,7 @@ class CasePipeline:
         predictor: with its networks loaded.
         output: folder for the masks.
         save_probabilities: write the class probabilities too.
+        save_uncertainty: write maps and estimates of `nnssl.inference.uncertainty`, too.
         workers: processes for preprocessing and for export; 0 works without any, None chooses.
         verbose: print tracebacks of failed cases.
         progress: print the name of each case.
@@ -45,6 +46,7 @@ class CasePipeline:
         output: Path,
         *,
         save_probabilities: bool = False,
+        save_uncertainty: bool = False,
         workers: tuple[int | None, int | None] = (None, None),
         verbose: bool = False,
         progress: bool = True,
@@ -52,6 +54,7 @@ class CasePipeline:
         self.predictor = predictor
         self.output = output
         self.save_probabilities = save_probabilities
+        self.save_uncertainty = save_uncertainty
         self.workers = workers
         self.verbose = verbose
         self.progress = progress
@@ -134,19 +137,26 @@ class CasePipeline:
             print(f"{case.name}: {self.failed[case.name]}", flush=True)
             return None
 
-    def _logits(self, data: np.ndarray) -> np.ndarray:
+    def _logits(self, data: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Logits, and those of the members if their uncertainty is to be written."""
         import torch
 
-        return self.predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu().numpy()
+        image = torch.from_numpy(data)
+        if not self.save_uncertainty:
+            return self.predictor.predict_logits_from_preprocessed_data(image).cpu().numpy(), []
+        logits, members = self.predictor.predict_members(image)
+        return logits.cpu().numpy(), [member.cpu().numpy() for member in members]
 
     def _preprocess_arguments(self, case: InputCase, mask: Path | None) -> tuple:
         p = self.predictor
         return case, mask, p.plans_manager, p.configuration_manager, p.dataset_json, p.verbose_preprocessing
 
-    def _export_arguments(self, case: InputCase, properties: dict, logits: np.ndarray) -> tuple:
+    def _export_arguments(
+        self, case: InputCase, properties: dict, logits: tuple[np.ndarray, list[np.ndarray]]
+    ) -> tuple:
         p = self.predictor
         managers = (p.configuration_manager, p.plans_manager, p.dataset_json)
-        return logits, properties, *managers, self.output, case.name, self.save_probabilities
+        return logits[0], properties, *managers, self.output, case.name, self.save_probabilities, logits[1]
 
     def _number_of_workers(self, cases: int) -> tuple[int, int]:
         # On the CPU the network takes tens of times longer than the rest (0.2 to 0.6 microseconds per voxel) and needs

@@ -18,6 +18,8 @@ from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.inference.models import FINAL_CHECKPOINT, TrainedModel, open_model
 from nnssl.inference.network import build_network, load_weights, managers
+from nnssl.inference.uncertainty import further_networks
+from nnssl.networks.ensemble import Ensemble
 from nnssl.networks.memory_format import layout_named, layout_of, set_memory_format
 from nnssl.trainers.engine.memory_format import check_memory_format
 from nnssl.trainers.engine.precision import Precision, choose_precision
@@ -49,6 +51,9 @@ class Predictor(nnUNetPredictor):
         allow_tqdm: progress bar over the windows of a case.
     """
 
+    network: nn.Module
+    list_of_parameters: list[dict]
+
     def __init__(
         self,
         tile_step_size: float = 0.5,
@@ -67,6 +72,7 @@ class Predictor(nnUNetPredictor):
         self.precision: Precision = choose_precision(device, precision)
         check_memory_format(memory_format)
         self.memory_format = _choose_memory_format(memory_format, self.precision)
+        self._further_weights: list[dict] = []
         self.trust_checkpoint = trust_checkpoint
         self._cpu_threads = torch.get_num_threads()
         if not 0 < tile_step_size <= 1:
@@ -94,18 +100,22 @@ class Predictor(nnUNetPredictor):
         folds = [use_folds] if isinstance(use_folds, (str, int)) else use_folds
         self.initialize_from_model(open_model(model_training_output_dir, folds=folds, checkpoint=checkpoint_name))
 
-    def initialize_from_model(self, model: TrainedModel) -> None:
+    def initialize_from_model(self, model: TrainedModel, *, keep_further: bool = False) -> None:
         """Loads the networks of all folds of ``model``, whose outputs are averaged.
+
+        ``keep_further`` keeps the other networks of a single fold's checkpoint for `predict_members`.
 
         Raises:
             UserError: if a checkpoint cannot be read safely, the folds were trained differently, or the weights do
                 not fit the network that the trainer builds.
         """
-        weights, settings = [], []
+        weights, settings, further = [], [], []
         for file in model.checkpoint_files():
             checkpoint = read_model_checkpoint(file, trust=self.trust_checkpoint)
             # the tensors are mapped from the file, which a running training may write again
             weights.append({name: tensor.clone() for name, tensor in checkpoint["network_weights"].items()})
+            if len(model.folds) == 1 and keep_further:
+                further = further_networks(checkpoint)
             axes = tuple(checkpoint.get("inference_allowed_mirroring_axes") or ())
             settings.append((checkpoint["trainer_name"], checkpoint["init_args"]["configuration"], axes))
         if len(set(settings)) > 1:
@@ -127,6 +137,7 @@ class Predictor(nnUNetPredictor):
         self.manual_initialization(
             network, plans_manager, configuration_manager, weights, dataset_json, trainer_name, mirroring_axes
         )
+        self._further_weights = further
 
     def manual_initialization(
         self,
@@ -148,6 +159,32 @@ class Predictor(nnUNetPredictor):
             trainer_name,
             inference_allowed_mirroring_axes or None,
         )
+
+    def predict_members(self, data: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """What `predict_logits_from_preprocessed_data` returns, and the logits of each member behind it.
+
+        Members (see `nnssl.inference.uncertainty`) are the folds; of a single fold the members of its ensemble, or its
+        network and the further ones that were kept.
+        """
+        folds, network = list(self.list_of_parameters), self.network
+        try:
+            outputs = [self._logits_with(weights, data) for weights in folds]
+            if len(folds) > 1:
+                # as nnU-Net averages, to the bit
+                return sum(outputs[1:], outputs[0].clone()) / len(folds), outputs
+            if isinstance(network, Ensemble):
+                return outputs[0], [self._logits_of(member, data) for member in network.members]
+            return outputs[0], outputs + [self._logits_with(weights, data) for weights in self._further_weights]
+        finally:
+            self.list_of_parameters, self.network = folds, network
+
+    def _logits_of(self, network: nn.Module, data: torch.Tensor) -> torch.Tensor:
+        self.network = network
+        return self._logits_with(network.state_dict(), data)
+
+    def _logits_with(self, weights: dict, data: torch.Tensor) -> torch.Tensor:
+        self.list_of_parameters = [weights]
+        return self.predict_logits_from_preprocessed_data(data)
 
     @torch.inference_mode()
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:

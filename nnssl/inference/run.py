@@ -13,6 +13,7 @@ from nnssl.errors import UserError
 from nnssl.inference.cases import InputCase, collect_cases, previous_stage_files
 from nnssl.inference.models import TrainedModel
 from nnssl.inference.pipeline import CasePipeline
+from nnssl.inference.quality import collect_quality, estimates_file
 from nnssl.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class PredictionOptions:
         step_size: distance of neighboring windows as a fraction of the patch size, in (0, 1].
         mirroring: average over mirrored inputs, on the axes that the training allowed.
         save_probabilities: write the class probabilities (npz) and properties (pkl) beside each mask.
+        save_uncertainty: write maps of the uncertainty (NIfTI) and estimates of the quality of each case (CSV) into the
+            folder ``uncertainty`` of the output.
         continue_prediction: leave out cases whose result is already there; else they are predicted again.
         previous_stage: folder with the masks of the first stage of a cascade.
         num_parts, part_id: predict only each ``num_parts``-th case, beginning with ``part_id``.
@@ -50,6 +53,7 @@ class PredictionOptions:
     step_size: float = 0.5
     mirroring: bool = True
     save_probabilities: bool = False
+    save_uncertainty: bool = False
     continue_prediction: bool = False
     previous_stage: Path | None = None
     num_parts: int = 1
@@ -118,7 +122,7 @@ def predict(
     _check_output(output, cases, ending, record, options)
     report = PredictionReport(output)
     if options.continue_prediction:
-        report.skipped = [case.name for case in cases if _is_done(case, output, ending, options.save_probabilities)]
+        report.skipped = [case.name for case in cases if _is_done(case, output, ending, options)]
     todo = [case for case in cases if case.name not in report.skipped]
     if not todo:
         return report
@@ -134,10 +138,12 @@ def predict(
     # a mask that is to be replaced must not look finished if this run is stopped and continued
     for case in todo:
         (output / f"{case.name}{ending}").unlink(missing_ok=True)
+        estimates_file(output, case.name).unlink(missing_ok=True)
     pipeline = CasePipeline(
         predictor,
         output,
         save_probabilities=options.save_probabilities,
+        save_uncertainty=options.save_uncertainty,
         workers=(options.preprocessing_workers, options.export_workers),
         verbose=options.verbose,
         progress=options.progress,
@@ -146,6 +152,8 @@ def predict(
     pipeline.run(list(zip(todo, masks, strict=True)))
     report.seconds = time.perf_counter() - begin
     report.written, report.failed = pipeline.written, pipeline.failed
+    if options.save_uncertainty and report.written:
+        print(f"Estimates of the quality, likely failures first: {collect_quality(output)}")
     if report.failed:
         print(report)
         raise UserError(
@@ -181,13 +189,16 @@ def _load(model: TrainedModel, options: PredictionOptions) -> Predictor:
         where = "the CPU, since there is no CUDA device"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     print(f"Predicting on {where} ({predictor.precision.name}{threads})", flush=True)
-    predictor.initialize_from_model(model)
+    predictor.initialize_from_model(model, keep_further=options.save_uncertainty)
     return predictor
 
 
-def _is_done(case: InputCase, output: Path, ending: str, with_probabilities: bool) -> bool:
-    wanted = [ending, ".npz", ".pkl"] if with_probabilities else [ending]
-    return all((output / f"{case.name}{suffix}").is_file() for suffix in wanted)
+def _is_done(case: InputCase, output: Path, ending: str, options: PredictionOptions) -> bool:
+    suffixes = [ending, ".npz", ".pkl"] if options.save_probabilities else [ending]
+    wanted = [output / f"{case.name}{suffix}" for suffix in suffixes]
+    if options.save_uncertainty:
+        wanted.append(estimates_file(output, case.name))
+    return all(file.is_file() for file in wanted)
 
 
 def _record(

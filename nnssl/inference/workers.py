@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -118,10 +118,12 @@ def export_case(
     output: Path,
     name: str,
     save_probabilities: bool,
+    members: Sequence[np.ndarray] = (),
 ) -> None:
     """nnU-Net's export of one case, made in a folder of its own inside ``output`` and moved when it is complete.
 
-    The mask is moved last, so that a mask in ``output`` is whole and has its probabilities beside it.
+    The mask is moved last, so that a mask in ``output`` is whole and has its probabilities beside it. From the logits
+    of ``members``, if there are any, the uncertainty of the case follows.
     """
     from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
@@ -147,3 +149,8 @@ def export_case(
         shutil.rmtree(scratch, ignore_errors=True)
         with suppress(OSError):
             scratch.parent.rmdir()
+    if members:
+        from nnssl.inference.uncertainty import export_uncertainty
+
+        managers = (configuration_manager, plans_manager, dataset_json)
+        export_uncertainty(logits, members, properties, *managers, output, name)

@@ -119,7 +119,7 @@ def _read_slices(case: OverlayCase) -> tuple[NDArray[Any], dict[str, NDArray[Any
             )
     axis = int(np.argmax(spacing)) if image.ndim == 3 else None
     if axis is not None:
-        index = _fullest_slice(masks[_REFERENCE_TITLE], axis)
+        index = fullest_slice(masks[_REFERENCE_TITLE], axis)
         image = image.take(index, axis)
         masks = {column: mask.take(index, axis) for column, mask in masks.items()}
         spacing = spacing[:axis] + spacing[axis + 1 :]
@@ -140,7 +140,8 @@ def _read(file: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     return values, tuple(reversed(image.GetSpacing()))
 
 
-def _fullest_slice(mask: NDArray[Any], axis: int) -> int:
+def fullest_slice(mask: NDArray[Any], axis: int) -> int:
+    """Index of the slice across ``axis`` in which the mask has the most classes, and of those the largest area."""
     slices = np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1)
     classes = sum((slices == value).any(1).astype(int) for value in np.unique(mask) if value)
     return int(np.lexsort(((slices > 0).sum(1), np.broadcast_to(classes, len(slices))))[-1])

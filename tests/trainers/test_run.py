@@ -45,6 +45,7 @@ def test_a_run_leaves_everything_that_is_needed_to_repeat_and_predict(tiny, caps
     record = json.loads((folder / "run.json").read_text())
     assert record["settings"]["seed"] == 1
     assert record["hyperparameters"]["consistency_weight"] == 0.3
+    assert record["cases"] == {"labeled": tiny.labeled - 1, "unlabeled": tiny.unlabeled}
     assert record["hyperparameters"]["num_val_iterations_per_epoch"] == 1
     assert {"plans.json", "dataset.json"} <= {p.name for p in folder.parent.iterdir()}
     output = capsys.readouterr().out

@@ -179,6 +179,7 @@ def record_run(trainer: SemiSupervisedTrainer) -> None:
             "plans": trainer.plans_manager.plans_name,
             "configuration": trainer.configuration_name,
             "fold": trainer.fold,
+            "cases": {"labeled": len(trainer.split().train), "unlabeled": len(trainer.split().unlabeled)},
             "device": str(trainer.device),
             "processes": trainer.ranks.size,
             "versions": {
