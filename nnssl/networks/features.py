@@ -38,8 +38,22 @@ def last_decoder_stage(network: nn.Module) -> FeatureLayer:
     Raises:
         UserError: if the network has no ``decoder.stages`` as nnU-Net's U-Nets do.
     """
+    return _decoder_stage(network, 1)
+
+
+def last_but_one_decoder_stage(network: nn.Module) -> FeatureLayer:
+    """The stage of the decoder before the last, usually of half the resolution; the only stage if there is one.
+
+    Raises:
+        UserError: if the network has no ``decoder.stages`` as nnU-Net's U-Nets do.
+    """
+    return _decoder_stage(network, 2)
+
+
+def _decoder_stage(network: nn.Module, from_end: int) -> FeatureLayer:
     _, decoder = _encoder_and_decoder(network)
-    return FeatureLayer(decoder.stages[-1], decoder.seg_layers[-1].in_channels)
+    position = max(len(decoder.stages) - from_end, 0)
+    return FeatureLayer(decoder.stages[position], decoder.seg_layers[position].in_channels)
 
 
 def head_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
@@ -66,33 +80,56 @@ def _encoder_and_decoder(network: nn.Module) -> tuple[Any, Any]:
 class FeatureTap:
     """Keeps the output of a module while it is `open`.
 
-    Works inside ``torch.compile`` if made before the first forward pass. Closed, it holds no tensor.
+    The class of the module is exchanged; its weights, their names and its results are what they were. No forward hook is
+    registered, because ``torch.compile`` may skip hooks (see `nnssl.networks.channel_dropout`). Closed, a tap
+    holds no tensor. A pass in micro-batches runs a module once per part: open the tap around each part.
 
     Args:
-        module: part of a network.
+        module: part of a network that returns one tensor.
     """
 
     def __init__(self, module: nn.Module):
-        self._open = False
-        self._output: torch.Tensor | None = None
-        module.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        if self._open:
-            self._output = output
+        if not isinstance(module, _Tapped):
+            module.__class__ = _tapped(type(module))
+        self._module: Any = module
+        module.tap_is_open = False  # type: ignore[assignment]
+        module.kept_output = None  # type: ignore[assignment]
 
     @contextmanager
     def open(self) -> Iterator[FeatureTap]:
         """Context in which the module's output is kept."""
-        self._open = True
+        self._module.tap_is_open = True
         try:
             yield self
         finally:
-            self._open, self._output = False, None
+            self._module.tap_is_open, self._module.kept_output = False, None
 
     @property
     def output(self) -> torch.Tensor:
         """Output of the last forward pass since the tap was opened."""
-        if self._output is None:
+        if self._module.kept_output is None:
             raise RuntimeError("the module has not been called since the tap was opened")
-        return self._output
+        return self._module.kept_output
+
+
+class _Tapped(nn.Module):
+    """Mixed into the class of a module whose output is kept on demand."""
+
+    tap_is_open: bool
+    kept_output: torch.Tensor | None
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        output = super().forward(*inputs)
+        if self.tap_is_open:
+            self.kept_output = output
+        return output
+
+
+_kinds: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _tapped(kind: type[nn.Module]) -> type[nn.Module]:
+    # one class for all modules of a kind, as in nnssl.networks.channel_dropout
+    if kind not in _kinds:
+        _kinds[kind] = type(f"Tapped{kind.__name__}", (_Tapped, kind), {})
+    return _kinds[kind]
