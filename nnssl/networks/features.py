@@ -63,6 +63,23 @@ def head_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
     return type(layer)(layer.in_channels, channels, 1)
 
 
+def encoder_of(network: nn.Module) -> Any:
+    """The encoder of one of nnU-Net's U-Nets: ``stages``, ``output_channels``, ``strides``, ``conv_op`` and so on.
+
+    Raises:
+        UserError: if the network is built otherwise.
+    """
+    return _encoder_and_decoder(network)[0]
+
+
+def voxel_projector(layer: FeatureLayer, dimensions: int, channels: int = 64) -> nn.Module:
+    """Two convolutions of kernel 1 with a LeakyReLU between, from the output of a layer to ``channels``."""
+    convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
+    return nn.Sequential(
+        convolution(layer.channels, channels, 1), nn.LeakyReLU(), convolution(channels, channels, 1)
+    )
+
+
 def _encoder_and_decoder(network: nn.Module) -> tuple[Any, Any]:
     network = unwrap(network)
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
