@@ -31,10 +31,10 @@ def masked_prototypes(
 def structure_contrast(prototypes: torch.Tensor, present: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
     """InfoNCE over structures: the same structure attracts across patches, all other structures repel.
 
-    With ``s(a, b) = exp(a . b / temperature)``, A the present prototypes with at least one positive, and P(n, k) the
-    other patches that show structure k::
+    With ``s(a, b) = exp(a . b / temperature)``, A the present prototypes with at least one positive, and P the other
+    patches that show structure k::
 
-        - 1/|A| sum_{(n,k) in A} 1/|P(n,k)| sum_{m in P(n,k)} log( s(p_nk, p_mk) / sum_{(m',k') != (n,k)} s(p_nk, p_m'k') )
+        - 1/|A| sum_{(n,k) in A} 1/|P| sum_{m in P} log( s(p_nk, p_mk) / sum_{(m',k') != (n,k)} s(p_nk, p_m'k') )
 
     Nothing waits for the device.
 
@@ -74,4 +74,6 @@ def paired_contrast(first: torch.Tensor, second: torch.Tensor, temperature: floa
     """
     vectors = normalize(torch.stack([first, second]).float(), dim=2)
     # views of one sample are one structure in two patches
-    return structure_contrast(vectors, torch.ones(vectors.shape[:2], dtype=torch.bool, device=first.device), temperature)
+    return structure_contrast(
+        vectors, torch.ones(vectors.shape[:2], dtype=torch.bool, device=first.device), temperature
+    )

@@ -95,9 +95,7 @@ def region_weights(regions: torch.Tensor, dice: torch.Tensor, alpha: float) -> t
 
 
 @torch.no_grad()
-def block_weights(
-    predicted: torch.Tensor, reference: torch.Tensor, alpha: float, edge: int = 16
-) -> torch.Tensor:
+def block_weights(predicted: torch.Tensor, reference: torch.Tensor, alpha: float, edge: int = 16) -> torch.Tensor:
     """``1 + alpha (1 - D_b)`` where ``D_b`` is the Dice in the block of the voxel.
 
     The patch is divided into blocks of ``edge`` voxels along each axis, from its first voxel on; those at its end may

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -75,9 +75,26 @@ def encoder_of(network: nn.Module) -> Any:
 def voxel_projector(layer: FeatureLayer, dimensions: int, channels: int = 64) -> nn.Module:
     """Two convolutions of kernel 1 with a LeakyReLU between, from the output of a layer to ``channels``."""
     convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
-    return nn.Sequential(
-        convolution(layer.channels, channels, 1), nn.LeakyReLU(), convolution(channels, channels, 1)
-    )
+    return nn.Sequential(convolution(layer.channels, channels, 1), nn.LeakyReLU(), convolution(channels, channels, 1))
+
+
+def vector_projector(layer: FeatureLayer, channels: int = 64) -> nn.Module:
+    """As `voxel_projector`, for one vector ``(N, C)`` per patch."""
+    return nn.Sequential(nn.Linear(layer.channels, channels), nn.LeakyReLU(), nn.Linear(channels, channels))
+
+
+def block_means(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Images ``(N, C, *S)`` to ``(N, C, *shape)`` by the means of equal blocks; each of S is a multiple of shape's.
+
+    torch's pooling has no deterministic gradient on GPUs.
+
+    >>> block_means(torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]]), (1, 2))
+    tensor([[[[3., 5.]]]])
+    """
+    means = images
+    for axis, size in enumerate(shape, 2):
+        means = means.unflatten(axis, (size, -1)).mean(axis + 1)
+    return means
 
 
 def _encoder_and_decoder(network: nn.Module) -> tuple[Any, Any]:
@@ -97,8 +114,8 @@ def _encoder_and_decoder(network: nn.Module) -> tuple[Any, Any]:
 class FeatureTap:
     """Keeps the output of a module while it is `open`.
 
-    The class of the module is exchanged; its weights, their names and its results are what they were. No forward hook is
-    registered, because ``torch.compile`` may skip hooks (see `nnssl.networks.channel_dropout`). Closed, a tap
+    The class of the module is exchanged; its weights, their names and its results are what they were. No forward hook
+    is registered, because ``torch.compile`` may skip hooks (see `nnssl.networks.channel_dropout`). Closed, a tap
     holds no tensor. A pass in micro-batches runs a module once per part: open the tap around each part.
 
     Args:

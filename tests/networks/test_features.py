@@ -7,6 +7,7 @@ from torch import nn
 from nnssl.errors import UserError
 from nnssl.networks.features import (
     FeatureTap,
+    block_means,
     bottleneck,
     head_on_last_stage,
     last_but_one_decoder_stage,
@@ -102,3 +103,10 @@ def test_a_closed_tap_keeps_nothing(compiled):
     with pytest.raises(RuntimeError, match="has not been called"):
         _ = tap.output
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("shape", "target"), [((8, 6), (2, 3)), ((8, 6, 4), (2, 3, 4))])
+def test_block_means_equal_pooling(shape, target):
+    images = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    pool = {2: nn.functional.adaptive_avg_pool2d, 3: nn.functional.adaptive_avg_pool3d}[len(shape)]
+    torch.testing.assert_close(block_means(images, target), pool(images, target))

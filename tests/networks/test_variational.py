@@ -65,4 +65,8 @@ def test_samples_have_mean_and_variance():
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_projector(dimensions):
     layer = last_but_one_decoder_stage(small_unet(dimensions=dimensions))
-    assert voxel_projector(layer, dimensions)(torch.randn(1, 6, *(4,) * dimensions)).shape == (1, 64, *(4,) * dimensions)
+    assert voxel_projector(layer, dimensions)(torch.randn(1, 6, *(4,) * dimensions)).shape == (
+        1,
+        64,
+        *(4,) * dimensions,
+    )

@@ -121,7 +121,7 @@ class BuildingBlocks(nnUNetTrainer):
             dice = dice.loss
 
         def of_head(logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            labels, annotated = self._labels(logits, target)
+            labels, annotated = self.annotation(logits, target)
             inside = (mask if annotated is None else mask & annotated).to(logits.dtype)
             area = inside.sum(dim=tuple(range(1, inside.ndim)), keepdim=True)
             cross_entropy = self.cross_entropy(logits, target, inside / area.clamp_min(1))
@@ -131,11 +131,11 @@ class BuildingBlocks(nnUNetTrainer):
 
     def _likelihood(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Cross entropy of voxels, and which of them are annotated (None: all)."""
-        labels, annotated = self._labels(logits, target)
+        labels, annotated = self.annotation(logits, target)
         loss = region_cross_entropy if self.label_manager.has_regions else class_cross_entropy
         return loss(logits, labels), annotated
 
-    def _labels(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def annotation(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Classes or regions of a reference, without its ignore label, and which voxels are annotated (None: all)."""
         if self.label_manager.has_regions:
             regions = logits.shape[1]
