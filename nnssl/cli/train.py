@@ -20,6 +20,7 @@ def main(argv: list[str]) -> None:
             device=arguments.device,
             num_gpus=arguments.num_gpus,
             overrides=arguments.set,
+            atlas_augmentation=arguments.atlas_augmentation,
             epochs=arguments.epochs,
             iterations_per_epoch=arguments.iterations_per_epoch,
             seed=arguments.seed,
@@ -51,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     add("-num_gpus", type=int, default=1, help="processes that share each batch: one per GPU, or parts of a CPU")
     add("-pretrained_weights", metavar="FILE", help="checkpoint whose weights the student starts from")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="override a hyper-parameter; repeatable")
+    add(
+        "--atlas-augmentation",
+        choices=("regional_switch", "none"),
+        help="regional_switch: pairs of labeled cases exchange boxes at corresponding positions; worth a try wherever "
+        "labels are few (default: as the method demands, mostly none)",
+    )
     add("--epochs", type=int, help="number of epochs (default: 1000)")
     add("--iterations-per-epoch", type=int, help="steps per epoch (default: 250)")
     add("--seed", type=int, help="seed of weights, patches and augmentation (default: drawn and recorded)")

@@ -79,15 +79,21 @@ class RowsLoader(nnUNetDataLoader):
 
     def get_indices(self) -> list[str]:
         """Case names of these rows."""
-        cases = np.random.choice(self.indices, self.whole_batch_size, replace=True, p=self.sampling_probabilities)
+        cases = self.draw_cases()
+        return [cases[row] for row in self.rows]
+
+    def draw_cases(self) -> list[str]:
+        """Case names of the whole batch, alike for all who make some of its rows."""
+        drawn = np.random.choice(self.indices, self.whole_batch_size, replace=True, p=self.sampling_probabilities)
+        cases = list(drawn)
         self._centers = {}
         for row in self._centered_rows if self._chosen_share > 0 else ():
             if np.random.uniform() < self._chosen_share:
-                drawn = np.random.choice(len(self._cases), p=self._probabilities)
-                self._centers[row] = list(self._cases)[drawn]
+                chosen = np.random.choice(len(self._cases), p=self._probabilities)
+                self._centers[row] = list(self._cases)[chosen]
                 having = self._cases[self._centers[row]]
                 cases[row] = having[np.random.choice(len(having))]
-        return [cases[row] for row in self.rows]
+        return cases
 
     def get_bbox(
         self,

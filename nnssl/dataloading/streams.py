@@ -157,3 +157,14 @@ def own_generators() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+@contextmanager
+def numpy_seeded(seed: int) -> Iterator[None]:
+    """What is drawn inside from NumPy's global generator depends on ``seed`` (below 2**32) alone; it goes on after."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

@@ -104,6 +104,14 @@ class SemiSupervisedTrainer(SetUp):
     """Labeled patches per step, of all ranks together; None takes the number of the plan."""
     unlabeled_batch_size: int | None = None
     """Unlabeled patches per step, of all ranks together; None takes the number of the plan."""
+    atlas_augmentation: Literal["none", "regional_switch"] = "none"
+    """What is done with pairs of labeled cases: nothing, or boxes are exchanged at corresponding positions."""
+    atlas_correspondence: Literal["relative", "bbox", "registration"] | None = None
+    """Where positions of two labeled cases correspond; None takes the decision of the plan."""
+    switch_probability: float = 0.5
+    """Of a pair to be switched, by 1 to 3 boxes (``switch_boxes``) with edges of a quarter to half of the patch."""
+    switch_boxes: tuple[int, ...] = (1, 3)
+    switch_edges: tuple[float, ...] = (0.25, 0.5)
     pretrain_share: float = 0.0
     """Share of the steps, 0 to below 1, that come before the method's main phase and train on labeled patches only."""
 

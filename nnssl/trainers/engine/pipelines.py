@@ -21,6 +21,7 @@ from nnssl.dataloading.targets import AppendTargets, split_targets
 from nnssl.dataloading.unlabeled import UnlabeledLoader
 from nnssl.dataset.splits import Fold, load_fold
 from nnssl.errors import UserError
+from nnssl.trainers.engine.atlas import labeled_loader_class
 from nnssl.trainers.engine.class_balance import balance_classes
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def open_streams(trainer: SemiSupervisedTrainer) -> tuple[TrainingStream, BatchS
     labeled_transforms = training_transforms(scales=scales, **labels)
     if targets:
         labeled_transforms = ComposeTransforms([labeled_transforms, AppendTargets(targets)])
-    loader = labeled_loader(training_cases, initial_patch_size, labeled_transforms)
+    loader = labeled_loader(training_cases, initial_patch_size, labeled_transforms, kind=labeled_loader_class(trainer))
     balance_classes(trainer, loader, labeled_loader(training_cases, patch_size, None))
     labeled = stream("labeled", loader, trainer.iteration)
     unlabeled, unlabeled_source = None, trainer.unlabeled_cases()

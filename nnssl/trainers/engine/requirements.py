@@ -37,6 +37,7 @@ def check_requirements(trainer: SemiSupervisedTrainer) -> None:
         raise UserError("least_class_share must be at least 0 and below 1", found=trainer.least_class_share)
     if not 0 <= trainer.pretrain_share < 1:
         raise UserError("pretrain_share must be at least 0 and below 1", found=trainer.pretrain_share)
+    _check_atlas_augmentation(trainer)
     trainer.check_settings()
     patches = trainer.labeled_batch_size
     if patches is None:
@@ -72,4 +73,23 @@ def check_value(trainer: SemiSupervisedTrainer, name: str, usable: bool, expecte
             expected=expected,
             found=getattr(trainer, name),
             fix=f"--set {name}={getattr(type(trainer), name)}",
+        )
+
+
+def _check_atlas_augmentation(trainer: SemiSupervisedTrainer) -> None:
+    if trainer.atlas_augmentation == "none":
+        return
+    check_value(trainer, "switch_probability", 0 <= trainer.switch_probability <= 1, "0 to 1")
+    boxes, edges = trainer.switch_boxes, trainer.switch_edges
+    usable = len(boxes) == 2 and 1 <= boxes[0] <= boxes[1]
+    check_value(trainer, "switch_boxes", usable, "two numbers from 1 on, the smaller one first")
+    usable = len(edges) == 2 and 0 < edges[0] <= edges[1] <= 1
+    check_value(trainer, "switch_edges", usable, "two shares above 0 and at most 1, the smaller one first")
+    labeled = len(trainer.split().train)
+    if labeled < 2:
+        raise UserError(
+            "the regional switch needs at least 2 labeled cases",
+            where=f"fold {trainer.fold} of {trainer.plans_manager.dataset_name}",
+            found=labeled,
+            fix="label more cases, train fold all, or train with --atlas-augmentation none",
         )

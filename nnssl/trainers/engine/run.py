@@ -44,6 +44,7 @@ class TrainingRequest:
     device: str | None = None
     num_gpus: int = 1
     overrides: Sequence[str] = ()
+    atlas_augmentation: str | None = None
     epochs: int | None = None
     iterations_per_epoch: int | None = None
     seed: int | None = None
@@ -83,7 +84,7 @@ def _run_rank(request: TrainingRequest) -> None:
             f"{request.trainer} is a trainer of nnU-Net",
             fix=f"train it with nnUNetv2_train ... -tr {request.trainer} -p {request.plans or DEFAULT_PLANS}",
         )
-    overrides = _budget(request) | parse_overrides(trainer_class, request.overrides)
+    overrides = _flags(request) | parse_overrides(trainer_class, request.overrides)
     device = prepare_device(request.device)
     trainer = build_trainer(request, trainer_class, device)
     folder = Path(trainer.output_folder)
@@ -95,7 +96,9 @@ def _run_rank(request: TrainingRequest) -> None:
         trainer.settings.micro_batch = request.micro_batch or trainer.settings.micro_batch
         trainer.settings.memory_check = not request.disable_memory_check
         if overrides:
-            trainer.print_to_log_file("--set, --epochs and --iterations-per-epoch are those of the continued run")
+            trainer.print_to_log_file(
+                "--set, --epochs, --iterations-per-epoch and --atlas-augmentation are those of the continued run"
+            )
     else:
         trainer.configure(overrides, _settings(request))
     if not request.only_validate and trainer.current_epoch < trainer.num_epochs:
@@ -201,7 +204,8 @@ def _settings(request: TrainingRequest) -> RunSettings:
     )
 
 
-def _budget(request: TrainingRequest) -> dict[str, Any]:
+def _flags(request: TrainingRequest) -> dict[str, Any]:
+    """Hyper-parameters that have a flag of their own."""
     budget: dict[str, Any] = {}
     if request.epochs is not None:
         budget["num_epochs"] = request.epochs
@@ -212,7 +216,8 @@ def _budget(request: TrainingRequest) -> dict[str, Any]:
     for name, value in budget.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1", found=value)
-    return budget
+    augmentation = request.atlas_augmentation
+    return budget | ({"atlas_augmentation": augmentation} if augmentation is not None else {})
 
 
 def _check_flags(request: TrainingRequest) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
 from nnssl.trainers.engine import checkpoint
+from nnssl.trainers.engine.atlas import settle_correspondence
 from nnssl.trainers.engine.blocks import BuildingBlocks
 from nnssl.trainers.engine.distributed import synchronize_batch_norms
 from nnssl.trainers.engine.memory_format import check_memory_format, choose_memory_format
@@ -38,6 +39,7 @@ class SetUp(BuildingBlocks):
         if self.mirror_axes is None and planned_axes is not None:
             # kept like a hyper-parameter, so that a continued training mirrors alike if it is planned anew meanwhile
             self.mirror_axes = tuple(planned_axes)
+        settle_correspondence(self)
         if self.settings.deterministic:
             make_deterministic()
         elif self.device.type == "cuda":
