@@ -65,7 +65,7 @@ class EFSMedSeg(SemiSupervisedTrainer):
     source = "Zhou et al., Medical Image Analysis 2025, doi:10.1016/j.media.2025.103637"
     year = 2025
     status: ClassVar[Status] = "re-interpretation"
-    memory_factor = 2.7
+    memory_factor = 3.1
     min_labeled = 2
     min_labeled_patches = 2
 
@@ -190,10 +190,10 @@ class EFSMedSeg(SemiSupervisedTrainer):
     ) -> torch.Tensor:
         if self.dice_area == "class":
             return self._weights_of(labels)
-        masks = [self.masks(predicted), self.masks(labels)]
+        found, true = self.masks(predicted), self.masks(labels)
         if annotated is not None:
-            masks = [mask & annotated for mask in masks]
-        return block_weights(*masks, self.dice_weight)
+            found, true = found & annotated, true & annotated
+        return block_weights(found, true, self.dice_weight)
 
     def masks(self, labels: torch.Tensor) -> torch.Tensor:
         """Masks ``(N, K, *S)`` of all classes, or of regions, which labels are already."""
