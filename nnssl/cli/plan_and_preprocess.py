@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int | None:
                 overwrite_target_spacing=args.overwrite_target_spacing,
                 overwrite_plans_name=args.overwrite_plans_name,
                 mirror_axes=args.mirror_axes,
+                align_atlases=args.align_atlases,
                 verbose=args.verbose,
                 tell=lambda sentence: print(sentence, flush=True),
             )
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> int | None:
 
 def summary(preparation: Preparation) -> str:
     """What was planned and done, and the command to type next."""
+    from nnssl.planners.correspondence import describe as describe_correspondence
     from nnssl.planners.mirroring import describe
 
     plans = preparation.plans
@@ -63,6 +65,7 @@ def summary(preparation: Preparation) -> str:
         + (f", {memory:g} GB for a semi-supervised step" if memory else ""),
         *_configuration_table(preparation),
         *describe(plans),
+        *describe_correspondence(plans),
         *(f"Note: {note}" for note in preparation.notes),
         f"Next: {_next_command(preparation)}",
     ]
@@ -240,6 +243,13 @@ def _parser() -> argparse.ArgumentParser:
         help="axes that training and prediction mirror: auto (default; all but those along which classes that look "
         "alike keep their order in the labeled cases), all, none, or axes such as 0,1 of the 3D patch (of the 2D patch "
         "for 2D images)",
+    )
+    add(
+        "--align-atlases",
+        choices=("affine", "deformable", "none"),
+        help="register the labeled cases to one of them, so that nnssl_train --atlas-augmentation finds corresponding "
+        "positions where images show different sections of the body; used if it makes the labels overlap better. Kept "
+        "up to date by later runs; none removes it (default: no alignment)",
     )
     add("--verbose", action="store_true", help="show what nnU-Net prints while planning and preprocessing")
     add(

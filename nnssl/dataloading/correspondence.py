@@ -44,8 +44,9 @@ class Frame:
         if self.displacement is None:
             return placed
         cells = np.array(self.displacement.shape[1:])
-        at = np.asarray(point, float) * _column(cells, point) - 0.5
-        return placed + np.stack([map_coordinates(part, at, order=1, mode="nearest") for part in self.displacement])
+        at = (np.asarray(point, float) * _column(cells, point) - 0.5).reshape(3, -1)
+        moved = np.stack([map_coordinates(part, at, order=1, mode="nearest") for part in self.displacement])
+        return placed + moved.reshape(placed.shape)
 
     def to_common(self, point: NDArray[np.float64]) -> NDArray[np.float64]:
         """Points ``(3,)`` of the common space that lie at a position in the case.

@@ -14,9 +14,11 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
+from nnssl.planners.correspondence import decide as decide_correspondence
 from nnssl.planners.memory import step_memory_factor
 from nnssl.planners.mirroring import MirrorChoice, decide
-from nnssl.preprocessing.fingerprint import case_counts, class_evidence
+from nnssl.preprocessing.alignment import alignment_summary
+from nnssl.preprocessing.fingerprint import case_counts, class_evidence, class_places
 from nnssl.utils.files import read_json, write_json
 from nnssl.utils.paths import preprocessed_folder
 
@@ -124,6 +126,7 @@ class SemiSupervisedPlanning:
             "num_unlabeled": self.num_unlabeled,
         }
         self._add_mirror_axes(plans)
+        self._add_correspondence(plans)
         recursive_fix_for_json_export(plans)
         file = preprocessed_folder() / self.dataset_name / f"{self.plans_identifier}.json"
         plans["configurations"].update(_added_configurations(file))
@@ -140,6 +143,13 @@ class SemiSupervisedPlanning:
         )
         for plan in planned:
             plan["semi_supervised"].update(decision.entries(len(plan["patch_size"])))
+
+    def _add_correspondence(self, plans: dict[str, Any]) -> None:
+        summary = alignment_summary(preprocessed_folder() / self.dataset_name)
+        decision = decide_correspondence(class_places(self.dataset_fingerprint), summary)
+        for plan in plans["configurations"].values():
+            if "patch_size" in plan:
+                plan["semi_supervised"].update(decision.entries())
 
 
 def _added_configurations(plans_file: Path) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def content_keys(
     files = [file for names in (*image_files.values(), *label_files.values()) for file in names]
     digests = hash_files(files, Path(cache_file), num_threads=num_threads, clean=clean)
     return ContentKeys(
-        images={case: _hash_text(*(digests[file] for file in names)) for case, names in image_files.items()},
-        labels={case: _hash_text(*(digests[file] for file in names)) for case, names in label_files.items()},
+        images={case: hash_text(*(digests[file] for file in names)) for case, names in image_files.items()},
+        labels={case: hash_text(*(digests[file] for file in names)) for case, names in label_files.items()},
     )
 
 
@@ -105,7 +105,7 @@ def settings_key(plans: PlansManager, configuration: ConfigurationManager, label
         "resampling": {key: value for key, value in configuration.configuration.items() if key in _RESAMPLING_ENTRIES},
         "labels": labels,
     }
-    return _hash_text(json.dumps(rules, sort_keys=True))
+    return hash_text(json.dumps(rules, sort_keys=True))
 
 
 _RESAMPLING_ENTRIES = {
@@ -132,5 +132,6 @@ def _hash_file(file: str, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {**state, "content": digest.hexdigest()}
 
 
-def _hash_text(*parts: str) -> str:
+def hash_text(*parts: str) -> str:
+    """Key of some texts."""
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

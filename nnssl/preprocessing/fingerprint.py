@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
+from nnssl.dataloading.correspondence import Frame
 from nnssl.dataset.groups import group_cases, load_groups
 from nnssl.dataset.parallel import map_cases
 from nnssl.dataset.raw import RawDataset, declared_values
 from nnssl.errors import UserError
 from nnssl.preprocessing.class_pairs import Pair, PairInCase, combine, pairs_in_case
+from nnssl.preprocessing.class_places import (
+    WHOLE,
+    Grid,
+    class_grid,
+    compared_pairs,
+    foreground_box,
+    mean_overlap,
+    most_typical,
+)
 from nnssl.preprocessing.content import ContentKeys
 from nnssl.utils.files import read_json, write_json
 from nnssl.utils.paths import preprocessed_folder
@@ -21,7 +31,8 @@ from nnssl.utils.paths import preprocessed_folder
 FINGERPRINT_FILE = "dataset_fingerprint.json"
 INTENSITIES = "foreground_intensity_properties_per_channel"
 CLASS_PAIRS = "class_pairs"
-FORMAT = 2
+CLASS_PLACES = "class_places"
+FORMAT = 3
 
 # nnU-Net draws 1e8 voxels in all. With a handful of labeled cases that is far more than they have, and gigabytes;
 # with 1e6 voxels per case the percentiles stand still in the fourth digit.
@@ -43,15 +54,17 @@ class _Analysis:
     geometry: Geometry
     intensities: list[np.ndarray]
     pairs: dict[Pair, PairInCase]
+    box: list[list[float]] = field(default_factory=list)
+    grids: dict[str, Grid] = field(default_factory=dict)
 
 
 def make_fingerprint(raw: RawDataset, keys: ContentKeys, *, num_processes: int, clean: bool = False) -> dict[str, Any]:
     """Returns the fingerprint and writes it to ``dataset_fingerprint.json`` in the preprocessed folder.
 
     Spacings, shapes and relative sizes come from all cases, intensities from the foreground of labeled cases. The
-    file has nnU-Net's keys plus ``class_pairs`` (`class_evidence`) and ``provenance``, by which a later run knows what
-    is still true: only new or changed cases are analyzed, labeled ones again only if any of them, the classes or the
-    groups changed.
+    file has nnU-Net's keys plus ``class_pairs`` (`class_evidence`), ``class_places`` (`class_places`) and
+    ``provenance``, by which a later run knows what is still true: only new or changed cases are analyzed, labeled ones
+    again only if any of them, the classes or the groups changed.
 
     Args:
         raw: the data set.
@@ -86,9 +99,13 @@ def make_fingerprint(raw: RawDataset, keys: ContentKeys, *, num_processes: int, 
     per_case = min(SAMPLED_VOXELS // max(len(raw.labeled), 1), SAMPLED_VOXELS_PER_CASE)
     jobs: dict[str, tuple[Any, ...]] = {}
     if not same_labels:
-        jobs |= {case: (files.images, files.label, classes, reader, per_case) for case, files in raw.labeled.items()}
+        compared = {case for pair in compared_pairs(group_cases(raw.labeled, groups)) for case in pair}
+        jobs |= {
+            case: (files.images, files.label, classes, reader, per_case, case in compared)
+            for case, files in raw.labeled.items()
+        }
     jobs |= {
-        case: (images, None, classes, reader, per_case)
+        case: (images, None, classes, reader, per_case, False)
         for case, images in raw.unlabeled.items()
         if keys.images[case] not in known
     }
@@ -97,15 +114,16 @@ def make_fingerprint(raw: RawDataset, keys: ContentKeys, *, num_processes: int, 
 
     fingerprint = _assemble({case: known[keys.images[case]] for case in (*raw.labeled, *raw.unlabeled)})
     if previous and same_labels:
-        fingerprint |= {name: previous[name] for name in (INTENSITIES, CLASS_PAIRS)}
+        fingerprint |= {name: previous[name] for name in (INTENSITIES, CLASS_PAIRS, CLASS_PLACES)}
     else:
         fingerprint[INTENSITIES] = _intensity_properties([analyzed[case].intensities for case in raw.labeled], raw)
-        units = [[analyzed[case].pairs for case in unit] for unit in group_cases(raw.labeled, groups)]
+        units = group_cases(raw.labeled, groups)
         fingerprint[CLASS_PAIRS] = {
             "labels": classes,
             "votes_of": "groups of labeled cases" if groups else "labeled cases",
-            "pairs": combine(units),
+            "pairs": combine([[analyzed[case].pairs for case in unit] for unit in units]),
         }
+        fingerprint[CLASS_PLACES] = _class_places(analyzed, units)
     fingerprint["provenance"] = {
         "format": FORMAT,
         "image_reader_writer": reader.__name__,
@@ -145,6 +163,21 @@ def class_evidence(fingerprint: dict[str, Any]) -> dict[str, Any]:
     return fingerprint[CLASS_PAIRS]
 
 
+def class_places(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Where the classes of labeled cases lie; ``UserError`` if the fingerprint does not tell.
+
+    ``boxes`` (of the foreground of each labeled case, in relative coordinates of the reader's axes), ``pairs`` (how
+    many were compared), ``overlap`` (``dice`` and ``chance`` in ``relative`` coordinates and in those of the boxes,
+    ``bbox``), ``reference`` (the case that overlaps the others best).
+    """
+    if CLASS_PLACES not in fingerprint:
+        raise UserError(
+            f"{FINGERPRINT_FILE} does not tell where the classes lie",
+            fix="run nnssl_plan_and_preprocess, which makes it again",
+        )
+    return fingerprint[CLASS_PLACES]
+
+
 def class_values(labels: dict[str, int | list[int]]) -> list[int]:
     """Label values of all classes in the ``labels`` entry of dataset.json; of regions the values they are made of."""
     return [value for value in declared_values({k: v for k, v in labels.items() if k != "ignore"}) if value > 0]
@@ -167,9 +200,14 @@ def _geometry(entry: dict[str, Any]) -> Geometry:
 
 
 def _analyze(
-    images: list[str], label: str | None, classes: list[int], reader_writer_class: type, num_samples: int
+    images: list[str],
+    label: str | None,
+    classes: list[int],
+    reader_writer_class: type,
+    num_samples: int,
+    compared: bool,
 ) -> _Analysis:
-    """Geometry of a case and, if it is labeled, sampled foreground intensities and pairs of classes."""
+    """Geometry of a case and, if it is labeled, sampled foreground intensities, pairs and places of classes."""
     reader = reader_writer_class()
     data, properties = reader.read_images(images)
     segmentation = None if label is None else reader.read_seg(label)[0]
@@ -186,7 +224,25 @@ def _analyze(
         segmentation, cropped, num_samples=num_samples
     )
     intensities = [np.asarray(values, dtype=np.float32) for values in samples]
-    return _Analysis(geometry, intensities, pairs_in_case(cropped, segmentation[0], classes))
+    box = foreground_box(segmentation[0], classes)
+    frames = {"relative": Frame.of_box(WHOLE), "bbox": Frame.of_box(box)} if compared else {}
+    grids = {kind: class_grid(segmentation[0], classes, frame) for kind, frame in frames.items()}
+    return _Analysis(geometry, intensities, pairs_in_case(cropped, segmentation[0], classes), box, grids)
+
+
+def _class_places(analyzed: dict[str, _Analysis], units: list[list[str]]) -> dict[str, Any]:
+    pairs = compared_pairs(units)
+    overlap = {
+        kind: asdict(mean_overlap([(analyzed[a].grids[kind], analyzed[b].grids[kind]) for a, b in pairs]))
+        for kind in ("relative", "bbox")
+    }
+    relative = {case: analyzed[case].grids["relative"] for pair in pairs for case in pair}
+    return {
+        "boxes": {case: analyzed[case].box for unit in units for case in unit},
+        "pairs": len(pairs),
+        "overlap": overlap,
+        "reference": most_typical(relative, pairs) if pairs else units[0][0],
+    }
 
 
 def _assemble(geometries: dict[str, Geometry]) -> dict[str, Any]:

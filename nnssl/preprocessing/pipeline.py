@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -15,6 +15,7 @@ from nnssl.errors import UserError
 from nnssl.planners.mirroring import MirrorChoice
 from nnssl.planners.planning import find_planner, make_plans
 from nnssl.planners.semi_supervised import PLANNED_CONFIGURATIONS
+from nnssl.preprocessing.alignment import align_cases
 from nnssl.preprocessing.configuration import (
     MANIFESTS_FOLDER,
     Outcome,
@@ -24,6 +25,7 @@ from nnssl.preprocessing.configuration import (
 )
 from nnssl.preprocessing.content import content_keys
 from nnssl.preprocessing.fingerprint import make_fingerprint
+from nnssl.preprocessing.registration import AlignmentKind
 from nnssl.utils.paths import dataset_name, preprocessed_folder
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -66,6 +68,7 @@ def prepare_dataset(
     overwrite_target_spacing: list[float] | None = None,
     overwrite_plans_name: str | None = None,
     mirror_axes: MirrorChoice = "auto",
+    align_atlases: AlignmentKind | Literal["none"] | None = None,
     verbose: bool = False,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> Preparation:
@@ -82,6 +85,8 @@ def prepare_dataset(
         clean: fingerprint and preprocess every case again.
         gpu_memory_target_in_gb, preprocessor_name, overwrite_target_spacing, overwrite_plans_name, mirror_axes: see
             `make_plans`.
+        align_atlases: alignment of the labeled cases to a common space; None keeps one that is there up to date, and
+            ``none`` removes it.
         verbose: show what nnU-Net prints.
         tell: is given a short sentence before each step.
 
@@ -100,6 +105,9 @@ def prepare_dataset(
     cache = folder / MANIFESTS_FOLDER / "content.json"
     keys = content_keys(raw, cache, num_threads=num_processes_fingerprint, clean=clean)
     make_fingerprint(raw, keys, num_processes=num_processes_fingerprint, clean=clean)
+    if align_atlases not in (None, "none"):
+        tell(f"Alignment of {len(raw.labeled)} labeled cases ({align_atlases})")
+    align_cases(raw, keys, align_atlases, num_processes=num_processes_fingerprint, clean=clean)
     notes += ensure_splits(raw, folder)
     tell(f"Planning with {planner}")
     plans = make_plans(

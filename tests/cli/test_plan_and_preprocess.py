@@ -88,6 +88,17 @@ def write_look_alikes(raw_root) -> None:
         sitk.WriteImage(noise, str(file))
 
 
+def test_where_labeled_cases_correspond_is_told(raw_root, capsys):
+    write_dataset(raw_root, unlabeled=0)
+    assert run("plan_and_preprocess", [*QUICK, "--align-atlases", "affine"]) == 0
+    text = capsys.readouterr().out
+    assert "Alignment of 2 labeled cases (affine)" in text
+    assert "Labeled cases correspond in relative coordinates" in text
+    assert "1 pair(s): 1.00 in relative coordinates (Dice 1.00, by chance 0.0" in text
+    assert "in coordinates of the registration" in text
+    assert "no common place" not in text
+
+
 def planned_axes() -> dict[str, list[int]]:
     plans = read_json(preprocessed_folder() / NAME / "nnSSLCPUPlans.json")
     return {name: plan["semi_supervised"]["mirror_axes"] for name, plan in plans["configurations"].items()}

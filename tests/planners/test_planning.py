@@ -49,6 +49,12 @@ def write_fingerprint(
         "foreground_intensity_properties_per_channel": {"0": properties},
         "median_relative_size_after_cropping": 1.0,
         "class_pairs": {"labels": [1, 2], "votes_of": "labeled cases", "pairs": list(pairs)},
+        "class_places": {
+            "boxes": {},
+            "pairs": 1,
+            "overlap": {"relative": {"dice": 0.5, "chance": 0.1}, "bbox": {"dice": 0.6, "chance": 0.1}},
+            "reference": "case_0",
+        },
         "provenance": {"num_labeled": labeled, "num_unlabeled": unlabeled},
     }
     folder = preprocessed_folder() / NAME

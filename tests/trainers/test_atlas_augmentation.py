@@ -155,3 +155,21 @@ def test_the_flag_is_recorded_and_what_is_set_comes_first(tmp_path, monkeypatch)
     assert (values["atlas_augmentation"], values["atlas_correspondence"]) == ("regional_switch", "relative")
     assert recorded(*flag, "--set", "atlas_augmentation=none")["atlas_augmentation"] == "none"
     torch.set_num_threads(threads)
+
+
+def test_the_plan_decides_where_positions_correspond(build):
+    data, _ = build("Supervised")
+    plans = json.loads((data.base / f"{PLANS}.json").read_text())
+    plans["configurations"]["3d_fullres"]["semi_supervised"]["atlas_correspondence"] = "bbox"
+    (data.base / f"{PLANS}.json").write_text(json.dumps(plans))
+    trainer = data.trainer("Supervised", **SWITCH)
+    assert trainer.atlas_correspondence == "bbox"
+    with pytest.raises(UserError, match="where the classes lie"):
+        trainer.get_dataloaders()
+    boxes = {"labeled_0": [[0.1, 0.6]] * 3, "labeled_1": [[0.2, 1.0]] * 3}
+    (data.base / "dataset_fingerprint.json").write_text(json.dumps({"class_places": {"boxes": boxes}}))
+    streams = trainer.get_dataloaders()
+    frames = streams[0].labeled._loader.dataset.source.correspondence.frames
+    np.testing.assert_allclose(frames["labeled_1"].from_common(np.ones(3)), 1)
+    assert data.trainer("Supervised", **SWITCH, atlas_correspondence="relative").atlas_correspondence == "relative"
+    assert data.trainer("Supervised").atlas_correspondence is None

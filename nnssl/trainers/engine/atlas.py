@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnssl.augmentation.regional_switch import RegionalSwitch
 from nnssl.dataloading.atlas_pairs import AtlasPairsLoader
 from nnssl.dataloading.correspondence import Correspondence
 from nnssl.dataloading.rows import RowsLoader
+from nnssl.preprocessing.alignment import load_frames
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
@@ -26,4 +28,8 @@ def labeled_loader_class(trainer: SemiSupervisedTrainer) -> Any:
     if trainer.atlas_augmentation == "none":
         return RowsLoader
     switch = RegionalSwitch(trainer.switch_probability, trainer.switch_boxes, trainer.switch_edges)  # type: ignore[arg-type]
-    return partial(AtlasPairsLoader, switch=switch, correspondence=Correspondence())
+    kind = trainer.atlas_correspondence or "relative"
+    folder = Path(trainer.preprocessed_dataset_folder_base)
+    axes = trainer.plans_manager.transpose_forward
+    correspondence = Correspondence(load_frames(folder, kind, trainer.split().train, axes))
+    return partial(AtlasPairsLoader, switch=switch, correspondence=correspondence)
