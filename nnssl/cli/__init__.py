@@ -14,6 +14,7 @@ COMMANDS = {
     "plan_and_preprocess": "fingerprint, plan and preprocess labeled and unlabeled cases",
     "train": "train one fold with one method",
     "predict": "segment a folder of scans, or single scans",
+    "atlas_predict": "segment scans by registering labeled cases to them, without any training",
     "evaluate": "compare predictions with reference labels",
     "compare": "test whether the results of two or more runs differ",
     "report": "write runs, their results and pictures into one HTML file",
@@ -51,6 +52,10 @@ def train() -> None:
 
 def predict() -> None:
     sys.exit(run("predict"))
+
+
+def atlas_predict() -> None:
+    sys.exit(run("atlas_predict"))
 
 
 def evaluate() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -38,8 +38,22 @@ def last_decoder_stage(network: nn.Module) -> FeatureLayer:
     Raises:
         UserError: if the network has no ``decoder.stages`` as nnU-Net's U-Nets do.
     """
+    return _decoder_stage(network, 1)
+
+
+def last_but_one_decoder_stage(network: nn.Module) -> FeatureLayer:
+    """The stage of the decoder before the last, usually of half the resolution; the only stage if there is one.
+
+    Raises:
+        UserError: if the network has no ``decoder.stages`` as nnU-Net's U-Nets do.
+    """
+    return _decoder_stage(network, 2)
+
+
+def _decoder_stage(network: nn.Module, from_end: int) -> FeatureLayer:
     _, decoder = _encoder_and_decoder(network)
-    return FeatureLayer(decoder.stages[-1], decoder.seg_layers[-1].in_channels)
+    position = max(len(decoder.stages) - from_end, 0)
+    return FeatureLayer(decoder.stages[position], decoder.seg_layers[position].in_channels)
 
 
 def head_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
@@ -47,6 +61,40 @@ def head_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
     _, decoder = _encoder_and_decoder(network)
     layer = decoder.seg_layers[-1]
     return type(layer)(layer.in_channels, channels, 1)
+
+
+def encoder_of(network: nn.Module) -> Any:
+    """The encoder of one of nnU-Net's U-Nets: ``stages``, ``output_channels``, ``strides``, ``conv_op`` and so on.
+
+    Raises:
+        UserError: if the network is built otherwise.
+    """
+    return _encoder_and_decoder(network)[0]
+
+
+def voxel_projector(layer: FeatureLayer, dimensions: int, channels: int = 64) -> nn.Module:
+    """Two convolutions of kernel 1 with a LeakyReLU between, from the output of a layer to ``channels``."""
+    convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
+    return nn.Sequential(convolution(layer.channels, channels, 1), nn.LeakyReLU(), convolution(channels, channels, 1))
+
+
+def vector_projector(layer: FeatureLayer, channels: int = 64) -> nn.Module:
+    """As `voxel_projector`, for one vector ``(N, C)`` per patch."""
+    return nn.Sequential(nn.Linear(layer.channels, channels), nn.LeakyReLU(), nn.Linear(channels, channels))
+
+
+def block_means(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Images ``(N, C, *S)`` to ``(N, C, *shape)`` by the means of equal blocks; each of S is a multiple of shape's.
+
+    torch's pooling has no deterministic gradient on GPUs.
+
+    >>> block_means(torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]]), (1, 2))
+    tensor([[[[3., 5.]]]])
+    """
+    means = images
+    for axis, size in enumerate(shape, 2):
+        means = means.unflatten(axis, (size, -1)).mean(axis + 1)
+    return means
 
 
 def _encoder_and_decoder(network: nn.Module) -> tuple[Any, Any]:
@@ -66,33 +114,56 @@ def _encoder_and_decoder(network: nn.Module) -> tuple[Any, Any]:
 class FeatureTap:
     """Keeps the output of a module while it is `open`.
 
-    Works inside ``torch.compile`` if made before the first forward pass. Closed, it holds no tensor.
+    The class of the module is exchanged; its weights, their names and its results are what they were. No forward hook
+    is registered, because ``torch.compile`` may skip hooks (see `nnssl.networks.channel_dropout`). Closed, a tap
+    holds no tensor. A pass in micro-batches runs a module once per part: open the tap around each part.
 
     Args:
-        module: part of a network.
+        module: part of a network that returns one tensor.
     """
 
     def __init__(self, module: nn.Module):
-        self._open = False
-        self._output: torch.Tensor | None = None
-        module.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        if self._open:
-            self._output = output
+        if not isinstance(module, _Tapped):
+            module.__class__ = _tapped(type(module))
+        self._module: Any = module
+        module.tap_is_open = False  # type: ignore[assignment]
+        module.kept_output = None  # type: ignore[assignment]
 
     @contextmanager
     def open(self) -> Iterator[FeatureTap]:
         """Context in which the module's output is kept."""
-        self._open = True
+        self._module.tap_is_open = True
         try:
             yield self
         finally:
-            self._open, self._output = False, None
+            self._module.tap_is_open, self._module.kept_output = False, None
 
     @property
     def output(self) -> torch.Tensor:
         """Output of the last forward pass since the tap was opened."""
-        if self._output is None:
+        if self._module.kept_output is None:
             raise RuntimeError("the module has not been called since the tap was opened")
-        return self._output
+        return self._module.kept_output
+
+
+class _Tapped(nn.Module):
+    """Mixed into the class of a module whose output is kept on demand."""
+
+    tap_is_open: bool
+    kept_output: torch.Tensor | None
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        output = super().forward(*inputs)
+        if self.tap_is_open:
+            self.kept_output = output
+        return output
+
+
+_kinds: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _tapped(kind: type[nn.Module]) -> type[nn.Module]:
+    # one class for all modules of a kind, as in nnssl.networks.channel_dropout
+    if kind not in _kinds:
+        _kinds[kind] = type(f"Tapped{kind.__name__}", (_Tapped, kind), {})
+    return _kinds[kind]

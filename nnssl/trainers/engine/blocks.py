@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from nnssl.losses.labels import (
 )
 from nnssl.networks.channel_dropout import dropout_factors
 from nnssl.networks.ema import EMATeacher
+from nnssl.networks.features import FeatureTap
 from nnssl.networks.memory_format import set_memory_format
 from nnssl.networks.micro_batch import in_parts
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
@@ -48,13 +50,26 @@ class BuildingBlocks(nnUNetTrainer):
 
     def heads(self, network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
         """Float32 logits of ``network`` in this run's precision and micro-batches, full resolution first."""
+        heads, _ = self.heads_and_features(network, images)
+        return heads
 
-        def logits(part: torch.Tensor) -> list[torch.Tensor]:
-            with self.precision.autocast():
-                output = network(part.contiguous(memory_format=self.memory_format))
-            return [head.float() for head in (output if isinstance(output, (list, tuple)) else [output])]
+    def heads_and_features(
+        self, network: nn.Module, images: torch.Tensor, *taps: FeatureTap
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """`heads`, and what the layers of ``network`` returned that are tapped, in the precision of the pass."""
 
-        return in_parts(logits, images, self.settings.micro_batch)
+        def outputs(part: torch.Tensor) -> list[torch.Tensor]:
+            with ExitStack() as stack:
+                for tap in taps:
+                    stack.enter_context(tap.open())
+                with self.precision.autocast():
+                    output = network(part.contiguous(memory_format=self.memory_format))
+                heads = output if isinstance(output, (list, tuple)) else [output]
+                return [*(head.float() for head in heads), *(tap.output for tap in taps)]
+
+        found = in_parts(outputs, images, self.settings.micro_batch)
+        count = len(found) - len(taps)
+        return found[:count], found[count:]
 
     def segmentation_loss(self, heads: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
         """nnU-Net's loss of logits against a reference, both one tensor per head, full resolution first."""
@@ -106,7 +121,7 @@ class BuildingBlocks(nnUNetTrainer):
             dice = dice.loss
 
         def of_head(logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            labels, annotated = self._labels(logits, target)
+            labels, annotated = self.annotation(logits, target)
             inside = (mask if annotated is None else mask & annotated).to(logits.dtype)
             area = inside.sum(dim=tuple(range(1, inside.ndim)), keepdim=True)
             cross_entropy = self.cross_entropy(logits, target, inside / area.clamp_min(1))
@@ -116,11 +131,11 @@ class BuildingBlocks(nnUNetTrainer):
 
     def _likelihood(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Cross entropy of voxels, and which of them are annotated (None: all)."""
-        labels, annotated = self._labels(logits, target)
+        labels, annotated = self.annotation(logits, target)
         loss = region_cross_entropy if self.label_manager.has_regions else class_cross_entropy
         return loss(logits, labels), annotated
 
-    def _labels(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def annotation(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Classes or regions of a reference, without its ignore label, and which voxels are annotated (None: all)."""
         if self.label_manager.has_regions:
             regions = logits.shape[1]

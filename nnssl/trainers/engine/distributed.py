@@ -101,6 +101,18 @@ class Ranks:
         dist.all_gather(parts, own)
         return torch.cat(parts).view(batch.dtype)
 
+    def joined_rows(self, batch: torch.Tensor) -> torch.Tensor:
+        """`all_rows` with a gradient to this rank's own rows, for a loss of the global batch that all ranks compute.
+
+        The mean over ranks of the gradients of that loss is then its gradient in one process.
+        """
+        if self.size == 1:
+            return batch
+        rows, own, place = self.all_rows(batch), batch.detach(), self.rows(len(batch))
+        # the value stays, the gradient is multiplied by the number of ranks over which it will be averaged
+        own = own + self.size * (batch - own)
+        return torch.cat([rows[: place.start], own, rows[place.stop :]])
+
     # ------------------------------------------------------------------ start and end
 
     def connect(self, device: torch.device) -> None:
