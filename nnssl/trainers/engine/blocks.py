@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from nnssl.losses.labels import (
 )
 from nnssl.networks.channel_dropout import dropout_factors
 from nnssl.networks.ema import EMATeacher
+from nnssl.networks.features import FeatureTap
 from nnssl.networks.memory_format import set_memory_format
 from nnssl.networks.micro_batch import in_parts
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
@@ -48,13 +50,24 @@ class BuildingBlocks(nnUNetTrainer):
 
     def heads(self, network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
         """Float32 logits of ``network`` in this run's precision and micro-batches, full resolution first."""
+        return self.heads_and_features(network, images)[0]
 
-        def logits(part: torch.Tensor) -> list[torch.Tensor]:
-            with self.precision.autocast():
+    def heads_and_features(
+        self, network: nn.Module, images: torch.Tensor, *taps: FeatureTap
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """`heads`, and the output of the layers of ``network`` that each of ``taps`` is at, in this run's precision."""
+
+        def outputs(part: torch.Tensor) -> list[torch.Tensor]:
+            with self.precision.autocast(), ExitStack() as stack:
+                for tap in taps:
+                    stack.enter_context(tap.open())
                 output = network(part.contiguous(memory_format=self.memory_format))
-            return [head.float() for head in (output if isinstance(output, (list, tuple)) else [output])]
+                features = [tap.output for tap in taps]
+            heads = output if isinstance(output, (list, tuple)) else [output]
+            return [*features, *(head.float() for head in heads)]
 
-        return in_parts(logits, images, self.settings.micro_batch)
+        tensors = in_parts(outputs, images, self.settings.micro_batch)
+        return tensors[len(taps) :], tensors[: len(taps)]
 
     def segmentation_loss(self, heads: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
         """nnU-Net's loss of logits against a reference, both one tensor per head, full resolution first."""
