@@ -111,13 +111,21 @@ class BCP(SemiSupervisedTrainer):
         return {"supervised": self.segmentation_loss(step.heads, step.target)}
 
     def supervised_loss(self, step: Step) -> torch.Tensor:
-        return self.masked_segmentation_loss(step.heads, step.target, step.extra["is_labeled"])
+        return self.labeled_loss(step, step.heads)
+
+    def labeled_loss(self, step: Step, heads: list[torch.Tensor]) -> torch.Tensor:
+        """Loss of the labeled parts of mixed patches, of which ``heads`` are the logits."""
+        return self.masked_segmentation_loss(heads, step.target, step.extra["is_labeled"])
 
     def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
-        labels = self.pseudo_labels(self.teacher_logits(step))[step.extra["rows"]]
-        targets = resized_labels(labels, [head.shape[2:] for head in step.heads])
+        return {"pseudo": self.pseudo_loss(step, step.heads, self.teacher_logits(step))}
+
+    def pseudo_loss(self, step: Step, heads: list[torch.Tensor], teacher_logits: torch.Tensor) -> torch.Tensor:
+        """Weighted loss of the other parts, against labels that the teacher has given the unlabeled patches."""
+        labels = self.pseudo_labels(teacher_logits)[step.extra["rows"]]
+        targets = resized_labels(labels, [head.shape[2:] for head in heads])
         is_unlabeled = [~mask for mask in step.extra["is_labeled"]]
-        return {"pseudo": self.pseudo_weight * self.masked_segmentation_loss(step.heads, targets, is_unlabeled)}
+        return self.pseudo_weight * self.masked_segmentation_loss(heads, targets, is_unlabeled)
 
     def teacher_logits(self, step: Step) -> torch.Tensor:
         """The teacher's logits of the unlabeled patches before they were mixed; no gradient."""

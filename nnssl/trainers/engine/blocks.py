@@ -114,18 +114,22 @@ class BuildingBlocks(nnUNetTrainer):
             target: as for `cross_entropy`, one tensor per head.
             mask: ``(N, 1, *S)`` boolean per head, True where the target counts.
         """
-        dice = self.loss
-        while not hasattr(dice, "dc"):  # below deep supervision and what ranks share
-            dice = dice.loss
 
         def of_head(logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             labels, annotated = self._labels(logits, target)
             inside = (mask if annotated is None else mask & annotated).to(logits.dtype)
             area = inside.sum(dim=tuple(range(1, inside.ndim)), keepdim=True)
             cross_entropy = self.cross_entropy(logits, target, inside / area.clamp_min(1))
-            return cross_entropy + dice.dc(logits, labels, loss_mask=inside)
+            return cross_entropy + self.dice_loss(logits, labels, inside)
 
         return self.over_heads(of_head, heads, target, mask)
+
+    def dice_loss(self, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """nnU-Net's negative soft Dice of one head against hard labels, on the voxels of a mask ``(N, 1, *S)``."""
+        loss = self.loss
+        while not hasattr(loss, "dc"):  # below deep supervision and what ranks share
+            loss = loss.loss
+        return loss.dc(logits, labels, loss_mask=mask)
 
     def _likelihood(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Cross entropy of voxels, and which of them are annotated (None: all)."""
