@@ -53,6 +53,12 @@ def head_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
     return type(layer)(layer.in_channels, channels, 1)
 
 
+def projector_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
+    """Two 1x1 convolutions with a PReLU between them, from the output of `last_decoder_stage` to ``channels``."""
+    features = last_decoder_stage(network).channels
+    return nn.Sequential(head_on_last_stage(network, features), nn.PReLU(), head_on_last_stage(network, channels))
+
+
 def total_strides(network: nn.Module) -> tuple[int, ...]:
     """Voxels per voxel of the bottleneck along each spatial axis."""
     encoder, _ = _encoder_and_decoder(network)

@@ -156,9 +156,12 @@ class BuildingBlocks(nnUNetTrainer):
             return loss(heads[0], *(other[0] for other in others))
         return DeepSupervisionWrapper(loss, self.loss.weight_factors)(heads, *others)
 
-    def new_network(self) -> nn.Module:
-        """Another network of the plan with weights of its own, on the device and in this run's memory format."""
-        network = self.build_network_architecture(
+    def new_network(self, build: Callable[..., nn.Module] | None = None) -> nn.Module:
+        """Another network of the plan with weights of its own, on the device and in this run's memory format.
+
+        ``build`` takes the place, and the arguments, of ``build_network_architecture``.
+        """
+        network = (build or self.build_network_architecture)(
             self.plans_manager,
             self.configuration_manager,
             self.num_input_channels,
