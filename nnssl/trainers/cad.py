@@ -67,7 +67,7 @@ class CAD(TwoStudents, BCP):
     source = "Xiao et al., 2025, arXiv:2502.00536"
     year = 2025
     status = "re-interpretation"
-    memory_factor = 5.0
+    memory_factor = 5.9
     pretrain_share = 0.0
 
     input_mix: Literal["bcp", "none"] = "bcp"
