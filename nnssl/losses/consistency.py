@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import cosine_similarity
 
 
 def squared_difference(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -37,3 +38,12 @@ def mean_squared_difference(student: torch.Tensor, teacher: torch.Tensor) -> tor
     tensor(0.2500)
     """
     return squared_difference(student, teacher).mean()
+
+
+def cosine_distance(first: torch.Tensor, second: torch.Tensor, axis: int = 1) -> torch.Tensor:
+    """1 - cosine of the vectors along ``axis``, 0 for equal directions to 2 for opposite ones; ``axis`` is dropped.
+
+    >>> cosine_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    tensor([1.])
+    """
+    return 1 - cosine_similarity(first, second, axis)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.functional import max_pool2d, max_pool3d
 
 from nnssl.errors import UserError
+from nnssl.networks.class_exchange import mix_in
+from nnssl.networks.ema import EMATeacher
 from nnssl.networks.unwrap import unwrap
 
 
@@ -63,6 +67,12 @@ def head_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
     return type(layer)(layer.in_channels, channels, 1)
 
 
+def projector_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
+    """Two 1x1 convolutions with a PReLU between them, from the output of `last_decoder_stage` to ``channels``."""
+    features = last_decoder_stage(network).channels
+    return nn.Sequential(head_on_last_stage(network, features), nn.PReLU(), head_on_last_stage(network, channels))
+
+
 def encoder_of(network: nn.Module) -> Any:
     """The encoder of one of nnU-Net's U-Nets: ``stages``, ``output_channels``, ``strides``, ``conv_op`` and so on.
 
@@ -83,6 +93,12 @@ def vector_projector(layer: FeatureLayer, channels: int = 64) -> nn.Module:
     return nn.Sequential(nn.Linear(layer.channels, channels), nn.LeakyReLU(), nn.Linear(channels, channels))
 
 
+def total_strides(network: nn.Module) -> tuple[int, ...]:
+    """Voxels per voxel of the bottleneck along each spatial axis."""
+    encoder, _ = _encoder_and_decoder(network)
+    return tuple(math.prod(along) for along in zip(*encoder.strides, strict=True))
+
+
 def block_means(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Images ``(N, C, *S)`` to ``(N, C, *shape)`` by the means of equal blocks; each of S is a multiple of shape's.
 
@@ -97,8 +113,17 @@ def block_means(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return means
 
 
+def max_pooled(features: torch.Tensor) -> torch.Tensor:
+    """Maximum pooling ``(N, C, *S)`` with edge 3 and stride 2, but not along axes of fewer than 3 voxels."""
+    pool = {2: max_pool2d, 3: max_pool3d}[features.ndim - 2]
+    long = [n >= 3 for n in features.shape[2:]]
+    return pool(features, [3 if one else 1 for one in long], [2 if one else 1 for one in long])
+
+
 def _encoder_and_decoder(network: nn.Module) -> tuple[Any, Any]:
     network = unwrap(network)
+    if isinstance(network, EMATeacher):
+        network = network.network
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
     known = all(hasattr(encoder, name) for name in ("stages", "output_channels"))
     if not known or not all(hasattr(decoder, name) for name in ("stages", "seg_layers")):
@@ -114,56 +139,45 @@ def _encoder_and_decoder(network: nn.Module) -> tuple[Any, Any]:
 class FeatureTap:
     """Keeps the output of a module while it is `open`.
 
-    The class of the module is exchanged; its weights, their names and its results are what they were. No forward hook
-    is registered, because ``torch.compile`` may skip hooks (see `nnssl.networks.channel_dropout`). Closed, a tap
-    holds no tensor. A pass in micro-batches runs a module once per part: open the tap around each part.
+    Works inside ``torch.compile``, for networks and their copies alike. Closed, it holds no tensor.
 
     Args:
-        module: part of a network that returns one tensor.
+        module: part of a network that returns one tensor; it gets another class (`mix_in`).
     """
 
     def __init__(self, module: nn.Module):
-        if not isinstance(module, _Tapped):
-            module.__class__ = _tapped(type(module))
+        mix_in(_Tapped, module)
         self._module: Any = module
-        module.tap_is_open = False  # type: ignore[assignment]
-        module.kept_output = None  # type: ignore[assignment]
+        self._close()
 
     @contextmanager
     def open(self) -> Iterator[FeatureTap]:
         """Context in which the module's output is kept."""
-        self._module.tap_is_open = True
+        self._module.is_tapped = True
         try:
             yield self
         finally:
-            self._module.tap_is_open, self._module.kept_output = False, None
+            self._close()
+
+    def _close(self) -> None:
+        self._module.is_tapped, self._module.tapped = False, None
 
     @property
     def output(self) -> torch.Tensor:
         """Output of the last forward pass since the tap was opened."""
-        if self._module.kept_output is None:
+        if self._module.tapped is None:
             raise RuntimeError("the module has not been called since the tap was opened")
-        return self._module.kept_output
+        return self._module.tapped
 
 
 class _Tapped(nn.Module):
-    """Mixed into the class of a module whose output is kept on demand."""
+    """Mixed into the class of a module whose output is read."""
 
-    tap_is_open: bool
-    kept_output: torch.Tensor | None
+    is_tapped: bool
+    tapped: torch.Tensor | None
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         output = super().forward(*inputs)
-        if self.tap_is_open:
-            self.kept_output = output
+        if self.is_tapped:
+            self.tapped = output
         return output
-
-
-_kinds: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _tapped(kind: type[nn.Module]) -> type[nn.Module]:
-    # one class for all modules of a kind, as in nnssl.networks.channel_dropout
-    if kind not in _kinds:
-        _kinds[kind] = type(f"Tapped{kind.__name__}", (_Tapped, kind), {})
-    return _kinds[kind]

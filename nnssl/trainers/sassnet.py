@@ -102,9 +102,9 @@ class SASSNet(SemiSupervisedTrainer):
         return loss
 
     def forward(self, step: Step) -> None:
-        step.heads, (features,) = self.heads_and_features(self.network, step.images, self.tap)
+        step.heads, (feature,) = self.heads_and_features(self.network, step.images, self.tap)
         with self.precision.autocast():
-            maps = self.sdm_head(features)
+            maps = self.sdm_head(feature)
         step.extra["maps"] = maps.float().tanh()
 
     def sdm_loss(self, step: Step) -> torch.Tensor:

@@ -335,12 +335,16 @@ def test_deployed_network_predicts_through_the_stock_predictor(name, tiny):
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     from nnssl.inference.checkpoint import read_model_checkpoint
+    from nnssl.inference.network import build_network
 
     trainer = tiny().trainer(name, num_epochs=1)
     trainer.run_training()
     weights = read_model_checkpoint(Path(trainer.output_folder, "checkpoint_final.pth"))["network_weights"]
     manager = trainer.configuration_manager
-    network = nnUNetTrainer.build_network_architecture(trainer.plans_manager, manager, 1, 2, False)
+    if trainer.deploys_ensemble:
+        network = build_network(type(trainer), trainer.plans_manager, manager, trainer.dataset_json, weights)
+    else:
+        network = nnUNetTrainer.build_network_architecture(trainer.plans_manager, manager, 1, 2, False)
     predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=False, allow_tqdm=False)
     predictor.manual_initialization(
         network, trainer.plans_manager, manager, [weights], trainer.dataset_json, "nnUNetTrainer", None

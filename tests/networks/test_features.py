@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
 
 from nnssl.errors import UserError
+from nnssl.networks.channel_dropout import make_scalable, scaled_channels
 from nnssl.networks.features import (
     FeatureTap,
     block_means,
@@ -99,7 +102,7 @@ def test_a_closed_tap_keeps_nothing(compiled):
     with tap.open():
         network(torch.randn(1, 1, 8, 8))
     network(torch.randn(1, 1, 8, 8))
-    assert last_decoder_stage(network).module.kept_output is None
+    assert last_decoder_stage(network).module.tapped is None
     with pytest.raises(RuntimeError, match="has not been called"):
         _ = tap.output
     torch._dynamo.reset()
@@ -110,3 +113,39 @@ def test_block_means_equal_pooling(shape, target):
     images = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
     pool = {2: nn.functional.adaptive_avg_pool2d, 3: nn.functional.adaptive_avg_pool3d}[len(shape)]
     torch.testing.assert_close(block_means(images, target), pool(images, target))
+
+
+def test_compiled_code_of_a_network_serves_the_taps_of_its_copy():
+    torch._dynamo.reset()
+    network = small_unet(dimensions=2)
+    tap = FeatureTap(last_decoder_stage(network).module)
+    copy = deepcopy(network)
+    other = FeatureTap(last_decoder_stage(copy).module)
+    with torch.no_grad():
+        last_decoder_stage(copy).module.convs[0].all_modules[0].weight.mul_(2)
+    x = torch.randn(1, 1, 8, 8)
+    expected = []
+    for one, its_tap in ((network, tap), (copy, other)):
+        with its_tap.open():
+            one(x)
+            expected.append(its_tap.output)
+        one.compile(backend="eager")
+    for one, its_tap, feature in ((network, tap, expected[0]), (copy, other, expected[1]), (network, tap, expected[0])):
+        one(x)
+        with its_tap.open():
+            one(x)
+            assert torch.equal(its_tap.output, feature)
+    assert not torch.equal(*expected)
+    torch._dynamo.reset()
+
+
+def test_a_tapped_layer_can_also_be_scaled_and_keeps_its_names():
+    network = small_unet(dimensions=2)
+    names = list(network.state_dict())
+    layer = bottleneck(network).module
+    make_scalable(layer)
+    tap = FeatureTap(layer)
+    assert list(network.state_dict()) == names
+    with tap.open(), scaled_channels([layer], [torch.zeros(1, 8)]):
+        network(torch.randn(1, 1, 8, 8))
+        assert not tap.output.any()

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -156,6 +157,10 @@ class Ranks:
         result = value.detach() / self.size
         dist.all_reduce(result)
         return result
+
+    def all_values(self, value: torch.Tensor) -> torch.Tensor:
+        """The values of all ranks ``(ranks, ...)``, through which gradients flow back to each of them."""
+        return value[None] if self.size == 1 else AllGatherGrad.apply(value)
 
     def copy_from_main(self, modules: Iterable[nn.Module]) -> None:
         """Gives all ranks the parameters and buffers of the main rank."""
