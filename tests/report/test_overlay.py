@@ -6,7 +6,7 @@ import pytest
 import SimpleITK
 
 from nnssl.errors import UserError
-from nnssl.report.overlay import OverlayCase, _fullest_slice, _read_slices, save_overlay
+from nnssl.report.overlay import OverlayCase, _read_slices, fullest_slice, save_overlay
 
 BLUE = np.array((31, 119, 180)) / 255
 
@@ -58,8 +58,8 @@ def test_slice_has_the_most_classes_across_the_widest_spacing(case):
 def test_fullest_slice_breaks_ties_by_area():
     mask = np.zeros((4, 5, 5), np.uint8)
     mask[1, 0, 0], mask[2, :3, :3] = 1, 1
-    assert _fullest_slice(mask, 0) == 2
-    assert 0 <= _fullest_slice(np.zeros((4, 5, 5), np.uint8), 0) < 4
+    assert fullest_slice(mask, 0) == 2
+    assert 0 <= fullest_slice(np.zeros((4, 5, 5), np.uint8), 0) < 4
 
 
 def test_anisotropic_pixels_keep_their_proportion(tmp_path):
