@@ -68,8 +68,10 @@ class Recorder:
 
         def watched_heads(network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
             self._in_heads = True
-            result = heads(network, images)
-            self._in_heads = False
+            try:
+                result = heads(network, images)
+            finally:
+                self._in_heads = False
             seen = self._note(self._names.get(id(_inner(network)), type(network).__name__), images)
             self._outputs[result[0].untyped_storage().data_ptr()] = result[0], seen
             return result

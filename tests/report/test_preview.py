@@ -10,6 +10,7 @@ import torch
 from nnssl.cli import run
 from nnssl.report.preview import Patch, _slice, save_patches
 from nnssl.report.recorder import NO_LABEL, Recorder
+from nnssl.trainers.registry import registered_trainers
 from tests.support.tiny import Tiny
 
 
@@ -39,6 +40,15 @@ def test_the_supervised_student_is_told_the_labels(build):
     assert (first.network, first.step, second.step) == ("student", 0, 1)
     assert torch.equal(first.images[:2], data.batch(0)["data"])
     assert torch.equal(second.labels[:2], data.batch(1)["target"][0][:, 0])
+
+
+@pytest.mark.parametrize("name", registered_trainers())
+def test_what_enters_the_student_of_any_method_is_seen(build, name):
+    data, trainer = build(name, {"labeled_batch": registered_trainers()[name].min_labeled_patches})
+    trainer.iteration = trainer.pretrain_steps
+    passes = record(data, trainer)
+    assert "student" in {seen.network for seen in passes}
+    assert all(seen.images.shape[2:] == seen.labels.shape[1:] == data.patch for seen in passes)
 
 
 def test_a_teacher_sees_unlabeled_patches_and_the_student_all(build):
