@@ -21,6 +21,7 @@ COMMANDS = {
     "trainers": "list the available methods",
     "split": "make a label-budget data set from a fully labeled one",
     "export": "write a trained model so that stock nnU-Net predicts with it",
+    "preview": "show what a method trains on, in pictures of your own data",
     "demo": "run the whole way on a phantom data set, or on your own folder",
 }
 
@@ -80,6 +81,10 @@ def split() -> None:
 
 def export() -> None:
     sys.exit(run("export"))
+
+
+def preview() -> None:
+    sys.exit(run("preview"))
 
 
 def demo() -> None:

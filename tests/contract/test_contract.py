@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -247,6 +248,16 @@ def test_trains_on(name, options, tiny):
     trainer.run_training()
     assert not _equal(before, _weights(unwrap(trainer.network)))
     assert trainer.history.rows[-1]["loss"] > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_with_and_without_the_regional_switch(name, tiny):
+    data = tiny(labeled=3)
+    for augmentation in ("regional_switch", "none"):
+        trainer = data.trainer(name, num_epochs=1, atlas_augmentation=augmentation)
+        trainer.run_training()
+        assert math.isfinite(trainer.history.rows[-1]["loss"])
+        _forget_run(trainer)
 
 
 @pytest.mark.parametrize("name", NAMES)
