@@ -167,7 +167,7 @@ class C3S3(TwoStudents):
             score = torch.zeros((), device=self.device)
             for view in views:
                 labeled = view[: len(step.labeled)]
-                labels, annotated = self._labels(labeled, step.target[0])
+                labels, annotated = self.annotation(labeled, step.target[0])
                 overlap = dice(labeled, labels, loss_mask=annotated)
                 score += self.competition_alpha * self.cross_entropy(labeled, step.target[0])
                 score += (1 - self.competition_alpha) * overlap
