@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nnssl_train", description="Train one fold with one method.")
     add = parser.add_argument
     add("dataset_name_or_id", help="data set name or id")
-    add("trainer", help="method, such as Supervised or MeanTeacher (nnssl_trainers lists them)")
+    add("trainer", help="method, such as Supervised or MeanTeacher (nnssl_trainers lists them), or auto")
     add("fold", help="fold number, or 'all' to train on all labeled cases")
     add("-c", metavar="CONFIGURATION", help="2d, 3d_fullres, 3d_lowres, ... (default: 3d_fullres if planned, else 2d)")
     add("-p", metavar="PLANS", help="plans identifier (default: nnSSLPlans, or the only nnssl plans there are)")

@@ -15,6 +15,8 @@ from nnssl.utils.paths import dataset_name, results_folder
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 DEFAULT_PLANS = "nnSSLPlans"
 DEFAULT_CONFIGURATIONS = ("3d_fullres", "2d")
+AUTO = "auto"
+"""Name of no trainer: the one that was chosen when the training began."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,19 @@ def find_model(
 ) -> TrainedModel:
     """Finds the trained model of a data set in ``$nnUNet_results``.
 
-    What is not given is chosen among the models that have at least one fold with the checkpoint: the trainer if
-    there is only one; plans nnSSLPlans, else the only ones; configuration 3d_fullres, else 2d, else the only one;
-    all numbered folds with the checkpoint, else fold all.
+    The trainer ``auto`` is the one that was chosen when a training was asked for it. What is not given is chosen among
+    the models that have at least one fold with the checkpoint: the trainer if there is only one; plans nnSSLPlans, else
+    the only ones; configuration 3d_fullres, else 2d, else the only one; all numbered folds with the checkpoint, else
+    fold all.
 
     Raises:
         UserError: if no model, or more than one, is meant; the message lists those found.
     """
     base = results_folder() / dataset_name(dataset)
-    wanted = {"trainer": trainer, "plans": plans, "configuration": configuration}
+    wanted = {"trainer": None if trainer == AUTO else trainer, "plans": plans, "configuration": configuration}
     models = list(_candidates(base))
+    if trainer == AUTO:
+        models = [model for model in models if model.trainer == _auto_trainer(base, model)]
     finished = [model for model in models if _folds_with(model.folder, checkpoint)]
     matching = [m for m in finished if all(v is None or getattr(m, k) == v for k, v in wanted.items())]
     if not matching:
@@ -138,6 +143,16 @@ def open_model(
             fix="choose among them with -f, or name another checkpoint with -chk",
         )
     return TrainedModel(folder, chosen, checkpoint)
+
+
+def auto_record(results: Path, plans: str, configuration: str) -> Path:
+    """File below the results of a data set that says which trainer ``auto`` stands for."""
+    return results / f"{AUTO}__{plans}__{configuration}.json"
+
+
+def _auto_trainer(base: Path, model: _Candidate) -> str | None:
+    file = auto_record(base, model.plans, model.configuration)
+    return read_json(file, fix="name the trainer with -tr")["trainer"] if file.is_file() else None
 
 
 def _candidates(base: Path) -> Iterable[_Candidate]:

@@ -17,8 +17,10 @@ import torch
 import nnssl
 from nnssl.errors import UserError
 from nnssl.inference.device import choose_device
+from nnssl.inference.models import AUTO
 from nnssl.preprocessing.configuration import require_preprocessed
 from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine.auto import chosen_trainer, situation_of
 from nnssl.trainers.engine.distributed import current_ranks, joined, ranks_of_environment
 from nnssl.trainers.engine.launch import launch
 from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
@@ -30,6 +32,7 @@ from nnssl.utils.files import read_json, write_json
 from nnssl.utils.paths import dataset_name, preprocessed_folder, results_folder
 
 DEFAULT_PLANS = "nnSSLPlans"
+STEPS_NAME = "num_iterations_per_epoch"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def run(request: TrainingRequest) -> None:
         UserError: for anything a user can mend, before the first step wherever possible.
     """
     _check_flags(request)
+    if request.trainer == AUTO:
+        request = _with_choice(request)
     if request.num_gpus > 1:
         launch(_run_rank, (replace(request, num_gpus=1),), request.num_gpus)
     else:
@@ -156,10 +161,19 @@ def prepare_device(name: str | None) -> torch.device:
     return torch.device("cuda", ranks.local_rank)
 
 
-def build_trainer(
-    request: TrainingRequest, trainer_class: type[SemiSupervisedTrainer], device: torch.device
-) -> SemiSupervisedTrainer:
-    """A trainer for the requested plan, configuration and fold, not yet initialized."""
+@dataclass(frozen=True)
+class _RequestedPlan:
+    """The plan and configuration that a request means."""
+
+    dataset: str
+    folder: Path
+    name: str
+    plans: dict[str, Any]
+    configuration: str
+    dataset_json: dict[str, Any]
+
+
+def _requested_plan(request: TrainingRequest) -> _RequestedPlan:
     name = dataset_name(request.dataset)
     base = preprocessed_folder() / name
     results_folder()
@@ -177,8 +191,34 @@ def build_trainer(
             found=configuration,
         )
     require_preprocessed(plans, configuration, dataset_json)
-    plans["continue_training"] = request.resume
-    return trainer_class(plans, configuration, _fold(request.fold), dataset_json, device)
+    return _RequestedPlan(name, base, plans_name, plans, configuration, dataset_json)
+
+
+def _with_choice(request: TrainingRequest) -> TrainingRequest:
+    """The request with the trainer and the hyper-parameters that ``auto`` stands for; those of the user come last."""
+    plan = _requested_plan(request)
+    budget = [text for text in request.overrides if text.split("=")[0].strip() in ("num_epochs", STEPS_NAME)]
+    values = _flags(request) | parse_overrides(SemiSupervisedTrainer, budget)
+    steps = values.get("num_epochs", SemiSupervisedTrainer.num_epochs)
+    steps *= values.get(STEPS_NAME, SemiSupervisedTrainer.num_iterations_per_epoch)
+    choice = chosen_trainer(
+        results_folder() / plan.dataset,
+        plan.name,
+        plan.configuration,
+        lambda: situation_of(plan.folder, plan.plans, plan.configuration, steps),
+        again=request.overwrite,
+    )
+    chosen = [f"{name}={value}" for name, value in choice.overrides.items() if name not in _flags(request)]
+    return replace(request, trainer=choice.trainer, overrides=[*chosen, *request.overrides])
+
+
+def build_trainer(
+    request: TrainingRequest, trainer_class: type[SemiSupervisedTrainer], device: torch.device
+) -> SemiSupervisedTrainer:
+    """A trainer for the requested plan, configuration and fold, not yet initialized."""
+    plan = _requested_plan(request)
+    plan.plans["continue_training"] = request.resume
+    return trainer_class(plan.plans, plan.configuration, _fold(request.fold), plan.dataset_json, device)
 
 
 def record_run(trainer: SemiSupervisedTrainer) -> None:
