@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from nnssl.errors import UserError
 from nnssl.guard import refuse_other_nnssl
+from nnssl.utils.disk import told_system_error
 
 COMMANDS = {
     "plan_and_preprocess": "fingerprint, plan and preprocess labeled and unlabeled cases",
@@ -39,6 +40,12 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnssl_{command}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        refusal = told_system_error(error)
+        if refusal is None:
+            raise
+        print(f"nnssl_{command}: {refusal}", file=sys.stderr)
+        return 2
 
 
 def plan_and_preprocess() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from nnssl.inference.cases import InputCase
 from nnssl.inference.completeness import is_nifti, nifti_fault
+from nnssl.utils.disk import disk_errors_named
 
 SCRATCH = ".tmp_predict"
 
@@ -131,16 +132,20 @@ def export_case(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        export_prediction_from_logits(
-            logits,
-            properties,
-            configuration_manager,
-            plans_manager,
-            dataset_json,
-            str(scratch / name),
-            save_probabilities,
-        )
         mask = name + dataset_json["file_ending"]
+        with disk_errors_named(scratch):
+            export_prediction_from_logits(
+                logits,
+                properties,
+                configuration_manager,
+                plans_manager,
+                dataset_json,
+                str(scratch / name),
+                save_probabilities,
+            )
+            # SimpleITK cuts a file off where the disk is full, and says nothing
+            if is_nifti(scratch / mask) and (fault := nifti_fault(scratch / mask, thorough=False)):
+                raise RuntimeError(f"{mask} was not written as a whole: {fault}")
         for file in sorted(scratch.iterdir(), key=lambda path: (path.name == mask, path.name)):
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
