@@ -17,10 +17,9 @@ HOLDER = """
 import os, sys, time
 from nnssl.utils.lock import only_process
 with only_process(sys.argv[1], "trains this run"):
-    if os.fork() == 0:
-        print("forked", os.getpid(), flush=True)
-    else:
-        print("held", flush=True)
+    worker = os.fork()
+    if worker != 0:
+        print(worker, flush=True)
     time.sleep(60)
 """
 
@@ -30,8 +29,7 @@ def holder(tmp_path):
     """A process that holds the lock and has a forked worker, whose number is ``worker``."""
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    lines = sorted(process.stdout.readline() for _ in range(2))
-    process.worker = int(lines[0].split()[1])
+    process.worker = int(process.stdout.readline())
     yield process
     for number in (process.pid, process.worker):
         try:
