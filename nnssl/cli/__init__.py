@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from nnssl.errors import UserError
 from nnssl.guard import refuse_other_nnssl
-from nnssl.utils.disk import told_system_error
 
 COMMANDS = {
     "plan_and_preprocess": "fingerprint, plan and preprocess labeled and unlabeled cases",
@@ -41,6 +40,8 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
         print(f"nnssl_{command}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        from nnssl.utils.disk import told_system_error
+
         refusal = told_system_error(error)
         if refusal is None:
             raise

@@ -143,9 +143,7 @@ def export_case(
                 str(scratch / name),
                 save_probabilities,
             )
-            # SimpleITK cuts a file off where the disk is full, and says nothing
-            if is_nifti(scratch / mask) and (fault := nifti_fault(scratch / mask, thorough=False)):
-                raise RuntimeError(f"{mask} was not written as a whole: {fault}")
+            _check_written(scratch / mask)
         for file in sorted(scratch.iterdir(), key=lambda path: (path.name == mask, path.name)):
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
@@ -159,3 +157,15 @@ def export_case(
 
         managers = (configuration_manager, plans_manager, dataset_json)
         export_uncertainty(logits, members, properties, *managers, output, name)
+
+
+def _check_written(mask: Path) -> None:
+    """``RuntimeError`` if a mask is not whole: SimpleITK cuts files off where the disk is full, and says nothing."""
+    if not is_nifti(mask):
+        return
+    try:
+        fault = nifti_fault(mask, thorough=False)
+    except Exception as error:  # of many kinds, by what is left of the header
+        fault = str(error)
+    if fault:
+        raise RuntimeError(f"{mask.name} was not written as a whole: {fault}")

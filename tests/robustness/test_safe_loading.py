@@ -113,7 +113,7 @@ def test_malicious_properties_of_a_case(place, capsys, command):
     assert (place.root / "owned").exists(), "the file must be malicious"
 
 
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", range(3, pickle.HIGHEST_PROTOCOL + 1))
 def test_properties_are_what_nnunet_loads(tmp_path, protocol):
     content = {
         "spacing": [1.0, np.float64(2), np.float32(3)],

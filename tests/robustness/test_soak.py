@@ -25,7 +25,7 @@ import torch
 
 from nnssl.inference.checkpoint import read_model_checkpoint
 from tests.preprocessing.raw_data import NAME
-from tests.robustness.place import PLAN, PLANS, PREDICT, VARIABLES, Place, make_place
+from tests.robustness.place import PLAN, PLANS, PREDICT, VARIABLES, make_place
 from tests.support.tiny import PLANS as TINY_PLANS
 from tests.support.tiny import Tiny
 
@@ -140,7 +140,11 @@ def _recorded(base: Path) -> set[str]:
     """Files of the cases that manifests and journals call finished."""
     names = set()
     folders = {"": base / f"{PLANS}_3d_fullres", "_unlabeled": base / f"{PLANS}_3d_fullres_unlabeled"}
-    for file in (*base.rglob("*.journal"), *base.glob("manifests/nnSSL*.json"), *base.glob("*_unlabeled/manifest.json")):
+    for file in (
+        *base.rglob("*.journal"),
+        *base.glob("manifests/nnSSL*.json"),
+        *base.glob("*_unlabeled/manifest.json"),
+    ):
         folder = folders["_unlabeled" if file.parent.name.endswith("_unlabeled") else ""]
         if file.suffix == ".journal":
             entries = [json.loads(line)["entry"] for line in file.read_text().splitlines() if line.endswith("}}")]

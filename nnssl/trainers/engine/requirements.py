@@ -74,7 +74,7 @@ def check_value(trainer: SemiSupervisedTrainer, name: str, usable: bool, expecte
 
 def _check_common_settings(trainer: SemiSupervisedTrainer) -> None:
     for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
-        check_value(trainer, name, getattr(trainer, name) >= 1, "1 or more")
+        check_value(trainer, name, getattr(trainer, name) >= 1, "at least 1")
     for name in ("least_class_share", "pretrain_share", "momentum"):
         check_value(trainer, name, 0 <= getattr(trainer, name) < 1, "0 to below 1")
     for name in ("initial_lr", "gradient_clipping"):
