@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,13 @@ import pytest
 import torch
 
 from tests.preprocessing.raw_data import NAME
-from tests.robustness.place import MODEL, PLAN, PLANS, PREDICT, TRAIN, TRAIN_NEXT, Place, make_place
+from tests.robustness.place import MODEL, PLAN, PLANS, PREDICT, TRAIN, TRAIN_NEXT, Place
 
 Damage = Callable[[Place], Any]
 TRAIN_ALL = TRAIN_NEXT.replace("MeanTeacher 1", "MeanTeacher all")
 # what can be made again from the raw data, and is, before folds and groups are looked at
 DERIVED = {"content.json", "dataset_fingerprint.json"}
 Row = tuple[str, Damage, str, tuple[str, ...]]
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        yield make_place(tmp_path_factory.mktemp("original") / "place", patch).root
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def place(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    shutil.copytree(original, tmp_path / "place")
-    return Place(tmp_path / "place", monkeypatch)
 
 
 def nothing(place: Place) -> None:

@@ -13,21 +13,7 @@ import torch
 
 from nnssl.utils import files
 from nnssl.utils.disk import disk_errors_named, told_system_error
-from tests.robustness.place import PLAN, PLANS, PREDICT, TRAIN, TRAIN_NEXT, VARIABLES, Place, make_place
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        yield make_place(tmp_path_factory.mktemp("original") / "place", patch).root
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def place(original, tmp_path, monkeypatch) -> Place:
-    shutil.copytree(original, tmp_path / "place")
-    return Place(tmp_path / "place", monkeypatch)
+from tests.robustness.place import PLAN, PLANS, PREDICT, TRAIN, TRAIN_NEXT, VARIABLES, Place
 
 
 def _refused(place: Place, capsys: pytest.CaptureFixture[str], command: str) -> str:
@@ -118,6 +104,7 @@ def test_variables_that_are_not_set(place, capsys, monkeypatch, variable, comman
     assert f"export {variable}=" in message
 
 
+@pytest.mark.slow
 def test_names_with_spaces_and_letters_of_all_kinds(place, capsys):
     for case, name in (("l0", "Zoë 左 (1)"), ("u0", "ünlabeled 'x'")):
         for channel in (0, 1):
@@ -177,6 +164,7 @@ sys.exit(run(sys.argv[2], sys.argv[3:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "command"),
     [(20_000, PLAN + " --clean"), (20_000, TRAIN_NEXT), (40, PREDICT)],

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from nnssl.trainers.registry import registered_trainers
-from tests.robustness.place import BUDGET, PLANS, VARIABLES, Place, make_place
+from tests.robustness.place import BUDGET, PLANS, VARIABLES, Place
 from tests.support.opened import OpenedFiles
 
 pytestmark = pytest.mark.slow
@@ -54,20 +53,17 @@ for trainer in json.loads(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(shared_place: Place) -> Place:
     """Hidden labels lie wherever a careless program might look for them."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        place = make_place(tmp_path_factory.mktemp("leaks") / "place", patch)
-        for folder in ("labelsUn", "labelsTs"):
-            (place.raw / folder).mkdir()
-        for case in ("u0", "u1"):
-            shutil.copy(place.label(), place.raw / "labelsUn" / f"{case}.nii.gz")
-            shutil.copy(place.label(), place.base / "gt_segmentations" / f"{case}.nii.gz")
-            shutil.copy(place.cases / "l0_seg.b2nd", place.base / f"{PLANS}_3d_fullres_unlabeled" / f"{case}_seg.b2nd")
-        shutil.copy(place.label(), place.raw / "labelsTs" / "t0.nii.gz")
-        yield place
-    torch.set_num_threads(threads)
+    place = shared_place
+    for folder in ("labelsUn", "labelsTs"):
+        (place.raw / folder).mkdir()
+    for case in ("u0", "u1"):
+        shutil.copy(place.label(), place.raw / "labelsUn" / f"{case}.nii.gz")
+        shutil.copy(place.label(), place.base / "gt_segmentations" / f"{case}.nii.gz")
+        shutil.copy(place.cases / "l0_seg.b2nd", place.base / f"{PLANS}_3d_fullres_unlabeled" / f"{case}_seg.b2nd")
+    shutil.copy(place.label(), place.raw / "labelsTs" / "t0.nii.gz")
+    return place
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,12 @@ import torch
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine.record import git_state, hardware
-from tests.robustness.place import BUDGET, MODEL, PLANS, Place, make_place
+from tests.robustness.place import BUDGET, MODEL, PLANS, Place
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        yield make_place(tmp_path_factory.mktemp("record") / "place", patch)
-    torch.set_num_threads(threads)
+@pytest.fixture
+def place(shared_place):
+    return shared_place
 
 
 def _record(place: Place, trainer: str = "Supervised", fold: int = 0) -> dict:

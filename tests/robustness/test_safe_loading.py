@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import pickle
-import shutil
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -20,7 +19,7 @@ from nnssl.dataloading.properties import read_properties, vet_properties
 from nnssl.errors import UserError
 from nnssl.planners.plans_file import refuse_foreign_code
 from tests.inference.model_folders import write_model
-from tests.robustness.place import NAME, PLANS, PREDICT, TRAIN, TRAIN_NEXT, Place, make_place
+from tests.robustness.place import MODEL, NAME, PLANS, PREDICT, TRAIN, TRAIN_NEXT
 from tests.support.tiny import Tiny
 
 PACKAGE = Path(nnssl.__file__).parent
@@ -34,20 +33,6 @@ class Touch:
 
     def __reduce__(self) -> tuple:
         return Path.touch, (self.file,)
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        yield make_place(tmp_path_factory.mktemp("original") / "place", patch).root
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def place(original, tmp_path, monkeypatch) -> Place:
-    shutil.copytree(original, tmp_path / "place")
-    return Place(tmp_path / "place", monkeypatch)
 
 
 def _calls(name: str) -> list[tuple[str, ast.Call]]:
@@ -77,9 +62,19 @@ def test_arrays_are_read_without_pickle():
     assert all("allow_pickle" not in ast.unparse(call) for _, call in _calls("np.load"))
 
 
-@pytest.mark.parametrize("command", [TRAIN + " --val", TRAIN + " --c", PREDICT, "export -d 801 -o {root}/exported",
-                                     TRAIN_NEXT + " -pretrained_weights {root}/nnUNet_results/" +
-                                     f"{NAME}/Supervised__{PLANS}__3d_fullres/fold_0/checkpoint_final.pth"])  # fmt: skip
+PRETRAINED = f"{{root}}/nnUNet_results/{NAME}/{MODEL}/fold_0/checkpoint_final.pth"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        TRAIN + " --val",
+        TRAIN + " --c",
+        PREDICT,
+        "export -d 801 -o {root}/exported",
+        f"{TRAIN_NEXT} -pretrained_weights {PRETRAINED}",
+    ],
+)
 def test_a_malicious_checkpoint(place, capsys, command):
     content = torch.load(place.checkpoint, weights_only=False)
     torch.save(content | {"logging": Touch(place.root / "owned")}, place.checkpoint)
@@ -215,7 +210,7 @@ def test_exported_archives_name_nothing_outside(tmp_path, monkeypatch):
 
 
 def test_archives_of_others_stay_in_the_folder_of_models(tmp_path, monkeypatch):
-    """nnssl unpacks nothing; nnU-Net's import, for which it writes archives, must not follow names out of the folder."""
+    """nnssl unpacks nothing; nnU-Net's import, for which it writes archives, must not follow names out of it."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     from nnunetv2.model_sharing import model_import
 

@@ -25,7 +25,7 @@ import torch
 
 from nnssl.inference.checkpoint import read_model_checkpoint
 from tests.preprocessing.raw_data import NAME
-from tests.robustness.place import PLAN, PLANS, PREDICT, VARIABLES, make_place
+from tests.robustness.place import PLAN, PLANS, PREDICT, VARIABLES, Place
 from tests.support.tiny import PLANS as TINY_PLANS
 from tests.support.tiny import Tiny
 
@@ -38,16 +38,12 @@ SCANS = 4
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        place = make_place(tmp_path_factory.mktemp("original") / "place", patch)
-        for number in range(1, SCANS):
-            for channel in (0, 1):
-                scan = place.root / "scans" / f"s_{channel:04d}.nii.gz"
-                shutil.copy(scan, scan.with_name(f"s{number}_{channel:04d}.nii.gz"))
-        yield place.root
-    torch.set_num_threads(threads)
+def pristine(shared_place: Place) -> Path:
+    for number in range(1, SCANS):
+        for channel in (0, 1):
+            scan = shared_place.root / "scans" / f"s_{channel:04d}.nii.gz"
+            shutil.copy(scan, scan.with_name(f"s{number}_{channel:04d}.nii.gz"))
+    return shared_place.root
 
 
 def _start(root: Path, command: str) -> subprocess.Popen[bytes]:
@@ -113,16 +109,16 @@ def _weights(root: Path, name: str) -> dict[str, torch.Tensor]:
     return {f"{part}.{key}": value.clone() for part, state in states.items() for key, value in state.items()}
 
 
-def test_preprocessing_is_killed_and_goes_on(original, tmp_path):
+def test_preprocessing_is_killed_and_goes_on(pristine, tmp_path):
     command = PLAN.replace("-np 1", "-np 2")
-    shutil.copytree(original, tmp_path / "whole")
+    shutil.copytree(pristine, tmp_path / "whole")
     shutil.rmtree(_preprocessed(tmp_path / "whole"))
     seconds = _finish(tmp_path / "whole", command)
     expected = _arrays(_preprocessed(tmp_path / "whole"))
     moments = random.Random(0)
     for number in range(KILLS):
         root = tmp_path / str(number)
-        shutil.copytree(original, root)
+        shutil.copytree(pristine, root)
         shutil.rmtree(_preprocessed(root))
         _kill_after(root, command, moments.uniform(0.3, 1.0) * seconds)
         recorded = _recorded(_preprocessed(root))
@@ -155,14 +151,14 @@ def _recorded(base: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["MeanTeacher", "SelfTraining"])
-def test_training_is_killed_and_goes_on(name, original, tmp_path):
+def test_training_is_killed_and_goes_on(name, pristine, tmp_path):
     """Self-training works on whole cases between its rounds; pseudo-labels that it finds finished are kept."""
     flags = "-device cpu --epochs 12 --iterations-per-epoch 3 --seed 5 --deterministic --disable_memory_check"
     command = f"train 801 {name} all -p {PLANS} {flags}"
-    shutil.copytree(original, tmp_path / "whole")
+    shutil.copytree(pristine, tmp_path / "whole")
     seconds = _finish(tmp_path / "whole", command)
     expected = _weights(tmp_path / "whole", name)
-    shutil.copytree(original, tmp_path / "killed")
+    shutil.copytree(pristine, tmp_path / "killed")
     moments = random.Random(name)
     results, done, kept = tmp_path / "killed" / "nnUNet_results", 0, {}
     while done < KILLS:
@@ -171,7 +167,7 @@ def test_training_is_killed_and_goes_on(name, original, tmp_path):
         if not _kill_after(tmp_path / "killed", f"{command} --c", moments.uniform(0.3, 1.0) * seconds):
             assert _same(_weights(tmp_path / "killed", name), expected)
             shutil.rmtree(results.parent)
-            shutil.copytree(original, tmp_path / "killed")
+            shutil.copytree(pristine, tmp_path / "killed")
             kept = {}
             continue
         found = _stamps(results, "*.b2nd")
@@ -190,13 +186,13 @@ def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_prediction_is_killed_and_goes_on(original, tmp_path):
-    shutil.copytree(original, tmp_path / "whole")
+def test_prediction_is_killed_and_goes_on(pristine, tmp_path):
+    shutil.copytree(pristine, tmp_path / "whole")
     seconds = _finish(tmp_path / "whole", PREDICT)
     moments = random.Random(1)
     for number in range(KILLS):
         root = tmp_path / str(number)
-        shutil.copytree(original, root)
+        shutil.copytree(pristine, root)
         _kill_after(root, PREDICT, moments.uniform(0.3, 1.0) * seconds)
         masks = root / "masks"
         before = _stamps(masks, "*.nii.gz") if masks.is_dir() else {}
@@ -218,8 +214,8 @@ def test_resources_stay_flat_with_thousands_of_cases(tmp_path, monkeypatch, caps
     for number in range(1, CASES):
         for ending in (".b2nd", "_mask.b2nd"):
             (folder / f"unlabeled_{number}{ending}").symlink_to(folder / f"unlabeled_0{ending}")
-    command = [sys.executable, "-m", "nnssl", "train", "901", "MeanTeacher", "all", "-p", TINY_PLANS, "-device", "cpu",
-               "--epochs", str(EPOCHS), "--iterations-per-epoch", "25", "--seed", "0", "--disable_memory_check"]  # fmt: skip
+    flags = f"-device cpu --epochs {EPOCHS} --iterations-per-epoch 25 --seed 0 --disable_memory_check"
+    command = [sys.executable, "-m", "nnssl", *f"train 901 MeanTeacher all -p {TINY_PLANS} {flags}".split()]
     process = subprocess.Popen(
         command, env=os.environ | {"nnUNet_n_proc_DA": "2"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

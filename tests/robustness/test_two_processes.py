@@ -8,9 +8,8 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from tests.robustness.place import MODEL, PLAN, TRAIN_NEXT, make_place
+from tests.robustness.place import MODEL, PLAN, TRAIN_NEXT
 
 HOLDER = """
 import sys, time
@@ -21,15 +20,15 @@ with only_process(sys.argv[1], "works"):
 """
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        yield make_place(tmp_path_factory.mktemp("two") / "place", patch)
-    torch.set_num_threads(threads)
+@pytest.fixture
+def place(shared_place):
+    return shared_place
 
 
-@pytest.mark.parametrize("command", [PLAN, TRAIN_NEXT, TRAIN_NEXT.replace("--epochs", "-num_gpus 2 --epochs")])
+@pytest.mark.parametrize(
+    "command",
+    [PLAN, TRAIN_NEXT, pytest.param(TRAIN_NEXT.replace("--epochs", "-num_gpus 2 --epochs"), marks=pytest.mark.slow)],
+)
 def test_the_second_is_refused_until_the_first_dies(place, capfd, command):
     run = place.model.with_name(MODEL.replace("Supervised", "MeanTeacher")) / "fold_1"
     folder = place.base if command == PLAN else run
