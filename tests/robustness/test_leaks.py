@@ -98,6 +98,8 @@ def test_no_training_opens_what_is_hidden(place, runs, name):
 
 def test_nor_do_the_libraries(runs):
     assert runs["raw"] == set()
-    assert runs["preprocessed"] >= {"u0.b2nd", "u1.b2nd", "l1.nii.gz"}, "the watch itself must work"
+    # a single step need not draw both unlabeled cases
+    assert runs["preprocessed"] & {"u0.b2nd", "u1.b2nd"}, "the watch itself must work"
+    assert "l1.nii.gz" in runs["preprocessed"]
     assert not [name for name in runs["preprocessed"] if name.endswith("_seg.b2nd")]
     assert runs["preprocessed"].isdisjoint({"u0.nii.gz", "u1.nii.gz"})

@@ -77,8 +77,8 @@ def _check_common_settings(trainer: SemiSupervisedTrainer) -> None:
         check_value(trainer, name, getattr(trainer, name) >= 1, "at least 1")
     for name in ("least_class_share", "pretrain_share", "momentum"):
         check_value(trainer, name, 0 <= getattr(trainer, name) < 1, "0 to below 1")
-    for name in ("initial_lr", "gradient_clipping"):
-        check_value(trainer, name, 0 < getattr(trainer, name) < math.inf, "above 0")
+    check_value(trainer, "initial_lr", 0 < trainer.initial_lr < math.inf, "above 0")
+    check_value(trainer, "gradient_clipping", trainer.gradient_clipping > 0, "above 0")
     for name in ("weight_decay", "warmup_steps"):
         check_value(trainer, name, 0 <= getattr(trainer, name) < math.inf, "0 or more")
     share = trainer.oversample_foreground_percent
