@@ -40,3 +40,12 @@ def pair_both_ways(
     count *= 1 + count * ranks % 2
     rows = torch.arange(count, device=device)
     return Pairs(rows * labeled // count, rows * unlabeled // count, (rows + rank * count) % 2 == 1)
+
+
+def partners(rows: torch.Tensor) -> torch.Tensor:
+    """Exchanges every even row ``(N, ...)`` with the odd row after it, pairs of `pair_both_ways` of either direction.
+
+    >>> partners(torch.arange(4))
+    tensor([1, 0, 3, 2])
+    """
+    return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

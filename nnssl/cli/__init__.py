@@ -14,12 +14,14 @@ COMMANDS = {
     "plan_and_preprocess": "fingerprint, plan and preprocess labeled and unlabeled cases",
     "train": "train one fold with one method",
     "predict": "segment a folder of scans, or single scans",
+    "atlas_predict": "segment scans by registering labeled cases to them, without any training",
     "evaluate": "compare predictions with reference labels",
     "compare": "test whether the results of two or more runs differ",
     "report": "write runs, their results and pictures into one HTML file",
     "trainers": "list the available methods",
     "split": "make a label-budget data set from a fully labeled one",
     "export": "write a trained model so that stock nnU-Net predicts with it",
+    "preview": "show what a method trains on, in pictures of your own data",
     "demo": "run the whole way on a phantom data set, or on your own folder",
 }
 
@@ -61,6 +63,10 @@ def predict() -> None:
     sys.exit(run("predict"))
 
 
+def atlas_predict() -> None:
+    sys.exit(run("atlas_predict"))
+
+
 def evaluate() -> None:
     sys.exit(run("evaluate"))
 
@@ -83,6 +89,10 @@ def split() -> None:
 
 def export() -> None:
     sys.exit(run("export"))
+
+
+def preview() -> None:
+    sys.exit(run("preview"))
 
 
 def demo() -> None:

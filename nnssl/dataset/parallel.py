@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Callable, Generator, Mapping
@@ -47,6 +48,14 @@ def map_cases(
             results[case] = outcome
             progress.update()
     return {case: results[case] for case in arguments}
+
+
+def default_processes() -> int:
+    """nnU-Net's number (8, or ``$nnUNet_def_n_proc``), at most one per core."""
+    from nnunetv2.configuration import default_num_processes
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(default_num_processes, cores)
 
 
 class _Failure:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.dataset.parallel import map_cases
+from nnssl.dataset.parallel import default_processes, map_cases
 from nnssl.errors import UserError
 from nnssl.evaluation.cases import CaseTask, evaluate_case
 from nnssl.evaluation.labels import EvaluationLabels, find_dataset_json, read_dataset_json
@@ -81,7 +81,7 @@ def evaluate_folders(
         )
         for case in names
     }
-    processes = _default_processes() if num_processes is None else num_processes
+    processes = default_processes() if num_processes is None else num_processes
     results = map_cases(
         evaluate_case,
         {case: (task,) for case, task in tasks.items()},
@@ -196,10 +196,3 @@ def _find_reader(dataset_json: Mapping[str, Any] | None, ending: str, example: P
             with contextlib.suppress(RuntimeError):
                 return determine_reader_writer_from_dataset_json(description, file, verbose=False)
     raise UserError("no reader of nnU-Net opens the label files", where=example, found=ending)
-
-
-def _default_processes() -> int:
-    from nnunetv2.configuration import default_num_processes
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(default_num_processes, cores)

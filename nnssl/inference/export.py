@@ -20,7 +20,7 @@ from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.inference.models import FINAL_CHECKPOINT, TrainedModel
 from nnssl.inference.network import build_network, load_weights, managers
-from nnssl.networks.ensemble import count_members
+from nnssl.networks.ensemble import member_numbers
 from nnssl.planners.plans_file import refuse_foreign_code
 from nnssl.trainers.registry import get_trainer
 from nnssl.utils.files import write_json
@@ -120,10 +120,15 @@ def check_stock_can_predict(
             found=configuration_manager.preprocessor_name,
             fix=advice,
         )
-    members = count_members(weights)
+    members = member_numbers(weights)
     if members:
+        what = (
+            f"averages {len(members)} networks"
+            if len(members) > 1
+            else "uses another architecture than the planned one"
+        )
         raise UserError(
-            f"the model of {name} averages {members} networks, which stock nnU-Net cannot do",
+            f"the model of {name} {what}, which stock nnU-Net cannot do",
             where=where,
             fix="predict with nnssl_predict, or train a model that deploys one network",
         )

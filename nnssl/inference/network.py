@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnssl.errors import UserError
-from nnssl.networks.ensemble import Ensemble, count_members
+from nnssl.networks.ensemble import Ensemble, member_numbers
 
 
 def managers(plans: dict, configuration: str, where: object) -> tuple[PlansManager, ConfigurationManager]:
@@ -36,20 +36,19 @@ def build_network(
 ) -> nn.Module:
     """The trainer's network without deep supervision, with fresh weights.
 
-    If ``weights`` are those of an `Ensemble`, it is one of as many networks. Member ``i`` is built by the trainer's
+    If ``weights`` are those of an `Ensemble`, it is one of the same members. Member ``i`` is built by the trainer's
     ``build_member_architecture(i, ...)``, or, if it has none, like its network.
     """
     inputs = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
     labels = plans_manager.get_label_manager(dataset_json)
     arguments = (plans_manager, configuration_manager, inputs, labels.num_segmentation_heads)
-    members = count_members(weights or ())
-    if members == 0:
+    members = member_numbers(weights or ())
+    if not members:
         return _build(trainer, *arguments)
     build_member = getattr(trainer, "build_member_architecture", None)
-    networks = [
-        _build(trainer, *arguments) if build_member is None else build_member(i, *arguments, False)
-        for i in range(members)
-    ]
+    networks = {
+        i: _build(trainer, *arguments) if build_member is None else build_member(i, *arguments, False) for i in members
+    }
     return Ensemble(networks, labels.has_regions)
 
 

@@ -176,7 +176,7 @@ class Predictor(nnUNetPredictor):
                 # as nnU-Net averages, to the bit
                 return sum(outputs[1:], outputs[0].clone()) / len(folds), outputs
             if isinstance(network, Ensemble):
-                return outputs[0], [self._logits_of(member, data) for member in network.members]
+                return outputs[0], [self._logits_of(member, data) for member in network.members.values()]
             return outputs[0], outputs + [self._logits_with(weights, data) for weights in self._further_weights]
         finally:
             self.list_of_parameters, self.network = folds, network

@@ -119,7 +119,7 @@ def predict(
         inputs, file_ending=ending, channels=len(channel_names), reader=model.plans["image_reader_writer"]
     )[options.part_id :: options.num_parts]
     record = _record(inputs, output, model, options)
-    _check_output(output, cases, ending, record, options)
+    check_output(output, cases, ending, record, options.continue_prediction)
     report = PredictionReport(output)
     if options.continue_prediction:
         report.skipped = [case.name for case in cases if _is_done(case, output, ending, options)]
@@ -214,10 +214,27 @@ def _record(
     }
 
 
-def _check_output(
-    output: Path, cases: Sequence[InputCase], ending: str, record: dict[str, Any], options: PredictionOptions
+def check_output(
+    output: Path,
+    cases: Sequence[InputCase],
+    ending: str,
+    record: dict[str, Any],
+    continues: bool,
+    same: Sequence[str] = _SAME_ON_CONTINUE,
 ) -> None:
-    """Refuses an output folder in which the prediction would overwrite scans or reference labels, or mix two models."""
+    """Refuses an output folder in which the prediction would overwrite scans or reference labels, or mix two models.
+
+    Args:
+        output: the folder.
+        cases: to be segmented.
+        ending: of the masks.
+        record: how they will be made, as it is written to the folder.
+        continues: whether masks that are there are kept.
+        same: entries of the record that may then not differ.
+
+    Raises:
+        UserError: as described.
+    """
     if (output.exists() and not output.is_dir()) or output.name.endswith(ending):
         raise UserError("-o is not a folder", found=output, fix="name a folder; each mask gets the name of its case")
     folders = {file.parent.resolve() for case in cases for file in case.files}
@@ -225,16 +242,16 @@ def _check_output(
         raise UserError("the output folder is the input folder", found=output, fix="choose another folder with -o")
     present = [f"{case.name}{ending}" for case in cases if (output / f"{case.name}{ending}").exists()]
     recorded = (output / RECORD).is_file()
-    if present and not recorded and not options.continue_prediction:
+    if present and not recorded and not continues:
         raise UserError(
             "the output folder holds files with the names of the masks that no prediction wrote",
             where=output,
             found=", ".join(present[:5]) + (f" and {len(present) - 5} more" if len(present) > 5 else ""),
             fix="choose another folder with -o; if the files may go, remove them",
         )
-    if present and recorded and options.continue_prediction:
+    if present and recorded and continues:
         before = read_json(output / RECORD)
-        differing = [key for key in _SAME_ON_CONTINUE if before.get(key, record[key]) != record[key]]
+        differing = [key for key in same if before.get(key, record[key]) != record[key]]
         if differing:
             raise UserError(
                 "the masks in the output folder were made in another way, so the prediction cannot be continued",

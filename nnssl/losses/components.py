@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from acvl_utils.morphology.morphology_helper import remove_all_but_largest_component
+from torch.nn.functional import max_pool2d, max_pool3d
 
 
 @torch.library.custom_op("nnssl::largest_components", mutates_args=())
@@ -31,3 +34,44 @@ def largest_components(labels: torch.Tensor) -> torch.Tensor:
 def _(labels: torch.Tensor) -> torch.Tensor:
     # for tensors that have a shape and no values
     return torch.empty_like(labels)
+
+
+def largest_region(mask: torch.Tensor) -> torch.Tensor:
+    """The largest connected component of each mask, found on the device, which nothing waits for.
+
+    Cells that touch at a corner are connected; of components of equal size, the one with the last cell wins. Each cell
+    points to a cell of its component with a number at least as high. In each round the cells that are pointed to, and
+    those that point, follow the highest pointer around them, and pointers are shortened (connected components by
+    hooking and shortcutting, Shiloach & Vishkin, 1982). The number of rounds, which is fixed, grows with the logarithm
+    of the number of cells.
+
+    Args:
+        mask: boolean ``(N, 1, *S)`` with two or three spatial axes and at most 2^24 cells each.
+
+    Returns:
+        Boolean ``(N, 1, *S)``, empty where the mask is.
+    """
+    cells = math.prod(mask.shape[2:])
+    if cells > 2**24:
+        raise ValueError(f"float32 cannot number {cells} cells")
+    pool = {2: max_pool2d, 3: max_pool3d}[mask.ndim - 2]
+    inside = mask.flatten(1)
+    pointers = torch.arange(cells, device=mask.device).expand(len(mask), cells)
+    for _ in range(rounds_of(cells)):
+        numbers = torch.where(inside, pointers, -1).view(mask.shape).float()
+        around = pool(numbers, 3, stride=1, padding=1).flatten(1).long()
+        around = torch.where(inside, around, pointers)
+        pointers = torch.maximum(pointers.scatter_reduce(1, pointers, around, "amax"), around)
+        for _ in range(2):
+            pointers = pointers.gather(1, pointers)
+    first = torch.arange(len(mask), device=mask.device)[:, None] * cells
+    sizes = torch.zeros(mask.numel(), dtype=torch.long, device=mask.device)
+    sizes = sizes.scatter_add(0, (pointers + first).flatten(), inside.flatten().long()).view(len(mask), cells)
+    # component of the largest size; the number of its last cell decides between equals
+    largest = (sizes * cells + torch.arange(cells, device=mask.device)).argmax(1, keepdim=True)
+    return (inside & (pointers == largest)).view(mask.shape)
+
+
+def rounds_of(cells: int) -> int:
+    """Rounds of `largest_region`: about twice what spirals, meanders and random mazes need, which are the longest."""
+    return math.ceil(math.log2(cells + 1))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+# vectors of length 0 have no direction: their distance to any other is 1
+_SMALLEST = 1e-16
+
 
 def squared_difference(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Squared difference of two probability maps for every class and voxel.
@@ -37,3 +40,14 @@ def mean_squared_difference(student: torch.Tensor, teacher: torch.Tensor) -> tor
     tensor(0.2500)
     """
     return squared_difference(student, teacher).mean()
+
+
+def cosine_distance(first: torch.Tensor, second: torch.Tensor, axis: int = 1) -> torch.Tensor:
+    """1 - cosine of the vectors along ``axis``, 0 for equal directions to 2 for opposite ones; ``axis`` is dropped.
+
+    >>> cosine_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    tensor([1.])
+    """
+    # torch's own divides every vector by its norm first, which takes several times as long
+    squares = first.square().sum(axis) * second.square().sum(axis)
+    return 1 - (first * second).sum(axis) * squares.clamp_min(_SMALLEST).rsqrt()

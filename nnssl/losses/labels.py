@@ -18,6 +18,16 @@ def most_likely_regions(logits: torch.Tensor) -> torch.Tensor:
     return logits.detach() > 0
 
 
+def class_masks(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Class numbers ``(N, 1, *S)`` of any number format to masks ``(N, classes, *S)``, boolean.
+
+    >>> class_masks(torch.tensor([[[1, 0]]]), 2)
+    tensor([[[False,  True],
+             [ True, False]]])
+    """
+    return labels == torch.arange(classes, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
+
+
 def class_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of every voxel.
 

@@ -19,6 +19,17 @@ def sigmoid_rampup(progress: float) -> float:
     return math.exp(-5.0 * (1.0 - min(progress, 1.0)) ** 2)
 
 
+def linear_rampup(progress: float, length: float) -> float:
+    """Weight that rises linearly from 0 at progress 0 to 1 at progress ``length`` and stays there.
+
+    >>> linear_rampup(0.0, 0.1), linear_rampup(0.05, 0.1), linear_rampup(0.5, 0.1), linear_rampup(0.0, 0.0)
+    (0.0, 0.5, 1.0, 1.0)
+    """
+    if progress < 0 or length < 0:
+        raise ValueError(f"progress and length must not be negative, got {progress} and {length}")
+    return 1.0 if progress >= length else progress / length
+
+
 def ema_decay_with_warmup(iteration: int, decay: float) -> float:
     """Decay of the weight average after student step ``iteration`` (0 for the first): ``min(1 - 1/(t+1), decay)``.
 

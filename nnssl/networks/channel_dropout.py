@@ -8,16 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from nnssl.networks.class_exchange import mix_in
+
 
 def make_scalable(module: nn.Module) -> None:
     """Lets `scaled_channels` reach the output of ``module``, now and in copies that are made of it later.
 
-    Weights, their names and results are what they were. The class is exchanged, and no forward hook registered,
-    because ``torch.compile`` does not look at hooks when it decides whether code it has compiled for one network
-    serves another of the same kind: hooks would then be skipped without a word.
+    Weights, their names and results are what they were, see `mix_in`.
     """
-    if not isinstance(module, _Scalable):
-        module.__class__ = _scalable(type(module))
+    if not is_scalable(module):
+        mix_in(_Scalable, module)
         module.channel_factors = None  # type: ignore[assignment]
 
 
@@ -75,13 +75,3 @@ class _Scalable(nn.Module):
             return output
         factors = self.channel_factors.to(output.dtype)
         return output * factors.reshape(*factors.shape, *[1] * (output.ndim - 2))
-
-
-_kinds: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _scalable(kind: type[nn.Module]) -> type[nn.Module]:
-    # one class for all modules of a kind, so that code compiled for one of them serves its copies
-    if kind not in _kinds:
-        _kinds[kind] = type(f"Scalable{kind.__name__}", (_Scalable, kind), {})
-    return _kinds[kind]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,17 +22,19 @@ class Ensemble(nn.Module):
     here sets that of every member.
 
     Args:
-        members: the networks; they are not copied.
+        members: the networks; they are not copied. Numbers tell which of the networks of a method they are where some
+            are missing; they are part of the names of the weights.
         regions: whether the channels are overlapping regions.
     """
 
-    def __init__(self, members: Iterable[nn.Module], regions: bool = False):
+    def __init__(self, members: Iterable[nn.Module] | Mapping[int, nn.Module], regions: bool = False):
         super().__init__()
-        self.members = nn.ModuleList(members)
+        numbered = members if isinstance(members, Mapping) else dict(enumerate(members))
+        self.members = nn.ModuleDict({str(number): member for number, member in numbered.items()})
         self.regions = regions
 
     def forward(self, x: torch.Tensor) -> Any:
-        outputs = [member(x) for member in self.members]
+        outputs = [member(x) for member in self.members.values()]
         if isinstance(outputs[0], (list, tuple)):
             return [self._mean(heads) for heads in zip(*outputs, strict=True)]
         return self._mean(outputs)
@@ -51,20 +53,20 @@ class Ensemble(nn.Module):
     @property
     def deep_supervision(self) -> bool:
         """Whether the members return one output per head."""
-        decoder: Any = self.members[0].decoder
+        decoder: Any = next(iter(self.members.values())).decoder
         return decoder.deep_supervision
 
     @deep_supervision.setter
     def deep_supervision(self, enabled: bool) -> None:
-        for member in self.members:
+        for member in self.members.values():
             decoder: Any = member.decoder
             decoder.deep_supervision = enabled
 
 
-def count_members(names: Iterable[str]) -> int:
-    """Members of the `Ensemble` whose weights have these names; 0 if they belong to a single network.
+def member_numbers(names: Iterable[str]) -> list[int]:
+    """Numbers of the members of the `Ensemble` whose weights have these names; none if they belong to a single network.
 
-    >>> count_members(["members.0.weight", "members.1.weight"]), count_members(["encoder.weight"])
-    (2, 0)
+    >>> member_numbers(["members.0.weight", "members.1.weight"]), member_numbers(["encoder.weight"])
+    ([0, 1], [])
     """
-    return len({name.split(".")[1] for name in names if name.startswith("members.")})
+    return sorted({int(name.split(".")[1]) for name in names if name.startswith("members.")})

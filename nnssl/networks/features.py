@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.functional import max_pool2d, max_pool3d
 
 from nnssl.errors import UserError
+from nnssl.networks.class_exchange import mix_in
+from nnssl.networks.ema import EMATeacher
 from nnssl.networks.unwrap import unwrap
 
 
@@ -38,8 +42,22 @@ def last_decoder_stage(network: nn.Module) -> FeatureLayer:
     Raises:
         UserError: if the network has no ``decoder.stages`` as nnU-Net's U-Nets do.
     """
+    return _decoder_stage(network, 1)
+
+
+def last_but_one_decoder_stage(network: nn.Module) -> FeatureLayer:
+    """The stage of the decoder before the last, usually of half the resolution; the only stage if there is one.
+
+    Raises:
+        UserError: if the network has no ``decoder.stages`` as nnU-Net's U-Nets do.
+    """
+    return _decoder_stage(network, 2)
+
+
+def _decoder_stage(network: nn.Module, from_end: int) -> FeatureLayer:
     _, decoder = _encoder_and_decoder(network)
-    return FeatureLayer(decoder.stages[-1], decoder.seg_layers[-1].in_channels)
+    position = max(len(decoder.stages) - from_end, 0)
+    return FeatureLayer(decoder.stages[position], decoder.seg_layers[position].in_channels)
 
 
 def head_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
@@ -49,8 +67,63 @@ def head_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
     return type(layer)(layer.in_channels, channels, 1)
 
 
+def projector_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
+    """Two 1x1 convolutions with a PReLU between them, from the output of `last_decoder_stage` to ``channels``."""
+    features = last_decoder_stage(network).channels
+    return nn.Sequential(head_on_last_stage(network, features), nn.PReLU(), head_on_last_stage(network, channels))
+
+
+def encoder_of(network: nn.Module) -> Any:
+    """The encoder of one of nnU-Net's U-Nets: ``stages``, ``output_channels``, ``strides``, ``conv_op`` and so on.
+
+    Raises:
+        UserError: if the network is built otherwise.
+    """
+    return _encoder_and_decoder(network)[0]
+
+
+def voxel_projector(layer: FeatureLayer, dimensions: int, channels: int = 64) -> nn.Module:
+    """Two convolutions of kernel 1 with a LeakyReLU between, from the output of a layer to ``channels``."""
+    convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
+    return nn.Sequential(convolution(layer.channels, channels, 1), nn.LeakyReLU(), convolution(channels, channels, 1))
+
+
+def vector_projector(layer: FeatureLayer, channels: int = 64) -> nn.Module:
+    """As `voxel_projector`, for one vector ``(N, C)`` per patch."""
+    return nn.Sequential(nn.Linear(layer.channels, channels), nn.LeakyReLU(), nn.Linear(channels, channels))
+
+
+def total_strides(network: nn.Module) -> tuple[int, ...]:
+    """Voxels per voxel of the bottleneck along each spatial axis."""
+    encoder, _ = _encoder_and_decoder(network)
+    return tuple(math.prod(along) for along in zip(*encoder.strides, strict=True))
+
+
+def block_means(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Images ``(N, C, *S)`` to ``(N, C, *shape)`` by the means of equal blocks; each of S is a multiple of shape's.
+
+    torch's pooling has no deterministic gradient on GPUs.
+
+    >>> block_means(torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]]), (1, 2))
+    tensor([[[[3., 5.]]]])
+    """
+    means = images
+    for axis, size in enumerate(shape, 2):
+        means = means.unflatten(axis, (size, -1)).mean(axis + 1)
+    return means
+
+
+def max_pooled(features: torch.Tensor) -> torch.Tensor:
+    """Maximum pooling ``(N, C, *S)`` with edge 3 and stride 2, but not along axes of fewer than 3 voxels."""
+    pool = {2: max_pool2d, 3: max_pool3d}[features.ndim - 2]
+    long = [n >= 3 for n in features.shape[2:]]
+    return pool(features, [3 if one else 1 for one in long], [2 if one else 1 for one in long])
+
+
 def _encoder_and_decoder(network: nn.Module) -> tuple[Any, Any]:
     network = unwrap(network)
+    if isinstance(network, EMATeacher):
+        network = network.network
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
     known = all(hasattr(encoder, name) for name in ("stages", "output_channels"))
     if not known or not all(hasattr(decoder, name) for name in ("stages", "seg_layers")):
@@ -66,33 +139,45 @@ def _encoder_and_decoder(network: nn.Module) -> tuple[Any, Any]:
 class FeatureTap:
     """Keeps the output of a module while it is `open`.
 
-    Works inside ``torch.compile`` if made before the first forward pass. Closed, it holds no tensor.
+    Works inside ``torch.compile``, for networks and their copies alike. Closed, it holds no tensor.
 
     Args:
-        module: part of a network.
+        module: part of a network that returns one tensor; it gets another class (`mix_in`).
     """
 
     def __init__(self, module: nn.Module):
-        self._open = False
-        self._output: torch.Tensor | None = None
-        module.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        if self._open:
-            self._output = output
+        mix_in(_Tapped, module)
+        self._module: Any = module
+        self._close()
 
     @contextmanager
     def open(self) -> Iterator[FeatureTap]:
         """Context in which the module's output is kept."""
-        self._open = True
+        self._module.is_tapped = True
         try:
             yield self
         finally:
-            self._open, self._output = False, None
+            self._close()
+
+    def _close(self) -> None:
+        self._module.is_tapped, self._module.tapped = False, None
 
     @property
     def output(self) -> torch.Tensor:
         """Output of the last forward pass since the tap was opened."""
-        if self._output is None:
+        if self._module.tapped is None:
             raise RuntimeError("the module has not been called since the tap was opened")
-        return self._output
+        return self._module.tapped
+
+
+class _Tapped(nn.Module):
+    """Mixed into the class of a module whose output is read."""
+
+    is_tapped: bool
+    tapped: torch.Tensor | None
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        output = super().forward(*inputs)
+        if self.is_tapped:
+            self.tapped = output
+        return output

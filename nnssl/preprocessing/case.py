@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnssl.dataloading.cases import MASK_SUFFIX
+from nnssl.errors import UserError
 from nnssl.preprocessing.manifest import Manifest
 from nnssl.utils.disk import disk_errors_named
 
@@ -106,6 +108,40 @@ def preprocess_unlabeled(
     image, outside, properties = preprocessor.run_case_npy(data, None, properties, plans, configuration, dataset_json)
     # nnU-Net makes a segmentation where there is none: 0 inside the nonzero region, -1 outside
     return image.astype(np.float32, copy=False), (outside >= 0).astype(np.uint8), properties
+
+
+def preprocess_mask(
+    file: str, properties: dict[str, Any], plans: PlansManager, configuration: ConfigurationManager
+) -> np.ndarray:
+    """A mask of a preprocessed case, brought to the grid of its preprocessed image.
+
+    Args:
+        file: the mask, on the grid of the scan.
+        properties: nnU-Net's of the preprocessed case.
+        plans: the plans.
+        configuration: the configuration.
+
+    Returns:
+        labels ``(1, *S)``.
+
+    Raises:
+        UserError: if the mask lies on another grid than the scan.
+    """
+    mask, _ = plans.image_reader_writer_class().read_seg(file)
+    mask = mask.transpose([0, *(axis + 1 for axis in plans.transpose_forward)])
+    expected = tuple(int(n) for n in properties["shape_before_cropping"])
+    if mask.shape[1:] != expected:
+        raise UserError(
+            "a mask has another shape than its scan", where=file, expected=expected, found=tuple(mask.shape[1:])
+        )
+    inside = tuple(slice(*edges) for edges in properties["bbox_used_for_cropping"])
+    mask = mask[(slice(None), *inside)]
+    before = [properties["spacing"][axis] for axis in plans.transpose_forward]
+    after = list(configuration.spacing)
+    if len(after) < len(before):  # of 2D configurations, which leave the slices as they are
+        after = [before[0], *after]
+    shape = compute_new_shape(mask.shape[1:], before, after)
+    return configuration.resampling_fn_seg(mask, shape, before, after)
 
 
 def _move_files(source: Path, target: Path) -> dict[str, int]:

@@ -15,7 +15,8 @@ LARGEST_EDGE = 96
 _DEMONS_STEPS = 50
 _FINE_EDGE = 56
 _SMOOTHING = 1.5
-"""Standard deviation in voxels by which displacements are smoothed after every step."""
+_FINE_SMOOTHING = 1.0
+"""Standard deviations in voxels by which displacements are smoothed after every step."""
 _BINS = 32
 _SEED = 1
 
@@ -29,13 +30,13 @@ def as_image(channel: NDArray[np.floating], spacing: tuple[float, ...] | list[fl
     return image
 
 
-def register(fixed: sitk.Image, moving: sitk.Image, kind: AlignmentKind) -> sitk.Transform:
+def register(fixed: sitk.Image, moving: sitk.Image, kind: AlignmentKind, fine: bool = False) -> sitk.Transform:
     """Transform from points of ``fixed`` to points of ``moving``, in mm.
 
     The affine part maximizes the mutual information of sampled voxels over up to three resolutions, from the position
     in which the centers of both images agree. The deformable part is a smooth displacement by demons (Vercauteren et
-    al., NeuroImage 2009) between images of matched histograms, over up to two resolutions. Runs with the same images
-    agree.
+    al., NeuroImage 2009) between images of matched histograms, over up to two resolutions. ``fine`` adds the full one
+    and smooths less, as propagated labels need it. Runs with the same images agree.
 
     Raises:
         RuntimeError: of ITK, for images that cannot be compared, such as one without any contrast.
@@ -51,21 +52,23 @@ def register(fixed: sitk.Image, moving: sitk.Image, kind: AlignmentKind) -> sitk
     affine = method.Execute(fixed, moving)
     if kind == "affine":
         return affine
-    displacement = _demons(fixed, sitk.Resample(moving, fixed, affine, useNearestNeighborExtrapolator=True))
+    displacement = _demons(fixed, sitk.Resample(moving, fixed, affine, useNearestNeighborExtrapolator=True), fine)
     # the last of them is applied first
     return sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(displacement)])
 
 
-def _demons(fixed: sitk.Image, moving: sitk.Image) -> sitk.Image:
+def _demons(fixed: sitk.Image, moving: sitk.Image, fine: bool) -> sitk.Image:
     moving = sitk.HistogramMatching(moving, fixed, numberOfHistogramLevels=256, numberOfMatchPoints=15)
     field = None
-    # finer than its smoothness a displacement need not be known
-    factors = [factor for factor in _factors(fixed) if factor > 1 or max(fixed.GetSize()) <= _FINE_EDGE]
-    for factor in factors[-2:] or [1]:
+    factors = _factors(fixed)
+    if not fine:
+        # finer than its smoothness a displacement need not be known
+        factors = [factor for factor in factors if factor > 1 or max(fixed.GetSize()) <= _FINE_EDGE][-2:] or [1]
+    for factor in factors:
         images = [sitk.BinShrink(image, [factor] * image.GetDimension()) for image in (fixed, moving)]
         demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
         demons.SetNumberOfIterations(_DEMONS_STEPS)
-        demons.SetStandardDeviations(_SMOOTHING)
+        demons.SetStandardDeviations(_FINE_SMOOTHING if fine else _SMOOTHING)
         field = demons.Execute(*images) if field is None else demons.Execute(*images, sitk.Resample(field, images[0]))
     return sitk.Cast(field, sitk.sitkVectorFloat64)
 

@@ -52,7 +52,7 @@ def save_overlay(
     from matplotlib.lines import Line2D
 
     columns = _columns(cases)
-    colors = _colors(class_names)
+    colors = class_colors(class_names)
     rows = [_read_slices(case) for case in cases]
     caption = 0.25 if any(case.captions for case in cases) else 0.1
     heights = [
@@ -65,9 +65,9 @@ def save_overlay(
         for column, ax in zip(columns, row, strict=True):
             low, high = np.percentile(image, (1, 99))
             ax.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
-            _draw_contours(ax, masks[column], colors, linestyles="solid", linewidths=1.5)
+            draw_contours(ax, masks[column], colors, linestyles="solid", linewidths=1.5)
             if column != _REFERENCE_TITLE:
-                _draw_contours(ax, masks[_REFERENCE_TITLE], colors, linestyles="dashed", linewidths=0.8)
+                draw_contours(ax, masks[_REFERENCE_TITLE], colors, linestyles="dashed", linewidths=0.8)
             ax.set(xticks=[], yticks=[], xlabel=case.captions.get(column, ""))
         row[0].set_ylabel(case.name)
     for column, ax in zip(columns, axes[0], strict=True):
@@ -97,7 +97,8 @@ def _columns(cases: Sequence[OverlayCase]) -> list[str]:
     return [_REFERENCE_TITLE, *titles]
 
 
-def _colors(class_names: Mapping[int, str]) -> dict[int, Any]:
+def class_colors(class_names: Mapping[int, str]) -> dict[int, Any]:
+    """A color of matplotlib for each class."""
     from matplotlib import colormaps
 
     palette = colormaps["tab10" if len(class_names) <= 10 else "tab20"]
@@ -147,7 +148,8 @@ def fullest_slice(mask: NDArray[Any], axis: int) -> int:
     return int(np.lexsort(((slices > 0).sum(1), np.broadcast_to(classes, len(slices))))[-1])
 
 
-def _draw_contours(ax: Axes, mask: NDArray[Any], colors: Mapping[int, Any], **style: Any) -> None:
+def draw_contours(ax: Axes, mask: NDArray[Any], colors: Mapping[int, Any], **style: Any) -> None:
+    """Draws the contours of all classes of a 2D mask onto a picture of its shape; ``style`` is matplotlib's."""
     # a rim of background closes the contours of structures that touch the edge of the image
     padded = np.pad(mask, 1)
     rows, columns = (np.arange(-1, n + 1) for n in mask.shape)

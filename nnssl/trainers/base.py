@@ -68,6 +68,8 @@ class SemiSupervisedTrainer(SetUp):
     supports_ignore_label: ClassVar[bool] = True
     supports_cascade: ClassVar[bool] = False
     trained_networks: ClassVar[int] = 1
+    deploys_ensemble: ClassVar[bool] = False
+    """Whether several networks predict as one unless asked otherwise, which stock nnU-Net cannot build."""
     restarts_schedule: ClassVar[bool] = False
     """Whether the learning rate starts again with the main phase."""
     memory_factor: ClassVar[float] = 1.0

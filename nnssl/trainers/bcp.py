@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from nnssl.losses.components import largest_components
 from nnssl.losses.labels import resized_labels
 from nnssl.networks.ema import EMATeacher
 from nnssl.networks.unwrap import unwrap
-from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.base import SemiSupervisedTrainer, Status
 from nnssl.trainers.engine.requirements import check_value
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
@@ -48,7 +49,7 @@ class BCP(SemiSupervisedTrainer):
 
     source = "Bai et al., CVPR 2023, arXiv:2305.00673"
     year = 2023
-    status = "official code"
+    status: ClassVar[Status] = "official code"
     memory_factor = 1.4
     min_labeled_patches = 2
     plain_supervision = False
@@ -69,15 +70,18 @@ class BCP(SemiSupervisedTrainer):
         return {"teacher": self.new_teacher()}
 
     def prepare_step(self, step: Step) -> None:
-        shape = step.labeled.shape[2:]
-        box = random_boxes(1, shape, box_edges(shape, self.box_edge), self.device)
         if self.pretraining:
-            self.paste_labeled(step, box)
+            self.paste_labeled(step)
         else:
-            self.paste_both_ways(step, box)
+            self.paste_both_ways(step)
 
-    def paste_labeled(self, step: Step, box: torch.Tensor) -> None:
-        """Pastes into every labeled patch, and its labels, a box of the one before it in the global batch."""
+    def draw_masks(self, patches: int, shape: Sequence[int]) -> torch.Tensor:
+        """What is pasted: boolean ``(patches, 1, *shape)``, or one row for all of this rank's patches."""
+        return random_boxes(1, shape, box_edges(shape, self.box_edge), self.device)
+
+    def paste_labeled(self, step: Step) -> None:
+        """Pastes into every labeled patch, and its labels, a part of the one before it in the global batch."""
+        box = self.draw_masks(len(step.labeled), step.labeled.shape[2:])
 
         def with_box(images: torch.Tensor) -> torch.Tensor:
             (mask,) = resized_labels(box, [images.shape[2:]])
@@ -87,9 +91,10 @@ class BCP(SemiSupervisedTrainer):
         step.target = [with_box(target) for target in step.target]
         step.unlabeled = step.unlabeled[:0]
 
-    def paste_both_ways(self, step: Step, box: torch.Tensor) -> None:
+    def paste_both_ways(self, step: Step) -> None:
         """Makes ``step.labeled`` the mixed patches; keeps where they are labeled, and what the teacher labels."""
         pairs = pair_both_ways(len(step.labeled), len(step.unlabeled), self.ranks.rank, self.ranks.size, self.device)
+        box = self.draw_masks(len(pairs.labeled), step.labeled.shape[2:])
         pasted = pairs.labeled_is_pasted.view(-1, *[1] * (box.ndim - 1))
         is_labeled = box == pasted
         step.extra = {
@@ -106,17 +111,29 @@ class BCP(SemiSupervisedTrainer):
         return {"supervised": self.segmentation_loss(step.heads, step.target)}
 
     def supervised_loss(self, step: Step) -> torch.Tensor:
-        return self.masked_segmentation_loss(step.heads, step.target, step.extra["is_labeled"])
+        return self.labeled_loss(step, step.heads)
+
+    def labeled_loss(self, step: Step, heads: list[torch.Tensor]) -> torch.Tensor:
+        """Loss of the labeled parts of mixed patches, of which ``heads`` are the logits."""
+        return self.masked_segmentation_loss(heads, step.target, step.extra["is_labeled"])
 
     def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
-        labels = self.pseudo_labels(step.extra["unlabeled"])[step.extra["rows"]]
-        targets = resized_labels(labels, [head.shape[2:] for head in step.heads])
-        is_unlabeled = [~mask for mask in step.extra["is_labeled"]]
-        return {"pseudo": self.pseudo_weight * self.masked_segmentation_loss(step.heads, targets, is_unlabeled)}
+        return {"pseudo": self.pseudo_loss(step, step.heads, self.teacher_logits(step))}
 
-    def pseudo_labels(self, images: torch.Tensor) -> torch.Tensor:
+    def pseudo_loss(self, step: Step, heads: list[torch.Tensor], teacher_logits: torch.Tensor) -> torch.Tensor:
+        """Weighted loss of the other parts, against labels that the teacher has given the unlabeled patches."""
+        labels = self.pseudo_labels(teacher_logits)[step.extra["rows"]]
+        targets = resized_labels(labels, [head.shape[2:] for head in heads])
+        is_unlabeled = [~mask for mask in step.extra["is_labeled"]]
+        return self.pseudo_weight * self.masked_segmentation_loss(heads, targets, is_unlabeled)
+
+    def teacher_logits(self, step: Step) -> torch.Tensor:
+        """The teacher's logits of the unlabeled patches before they were mixed; no gradient."""
+        (logits,) = self.heads(self.teacher, step.extra["unlabeled"])
+        return logits
+
+    def pseudo_labels(self, logits: torch.Tensor) -> torch.Tensor:
         """Hard labels of the teacher, cleaned."""
-        (logits,) = self.heads(self.teacher, images)
         labels = self.hard_labels(logits)
         structures = logits.shape[1] if self.label_manager.has_regions else logits.shape[1] - 1
         clean = self.largest_component == "on" or (self.largest_component == "auto" and structures == 1)

@@ -10,14 +10,13 @@ from torch import nn
 from nnssl.losses.schedules import sigmoid_rampup
 from nnssl.networks.ensemble import Ensemble
 from nnssl.networks.unwrap import unwrap
-from nnssl.trainers.base import SemiSupervisedTrainer
-from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
+from nnssl.trainers.two_students import TwoStudents
 
 
 @register
-class CPS(SemiSupervisedTrainer):
+class CPS(TwoStudents):
     """Cross pseudo supervision (Chen et al., CVPR 2021, arXiv:2106.01226).
 
     Two networks of the same architecture start from different weights and see the same patches. Both learn from the
@@ -43,24 +42,12 @@ class CPS(SemiSupervisedTrainer):
     source = "Chen et al., CVPR 2021, arXiv:2106.01226"
     year = 2021
     status = "official code"
-    trained_networks = 2
     memory_factor = 3.75
 
     cross_weight: float = 0.1
     cross_ramp: bool = True
     cross_data: Literal["unlabeled", "all"] = "unlabeled"
     deploy: Literal["first", "mean"] = "first"
-
-    second: nn.Module
-
-    def build_modules(self) -> dict[str, nn.Module]:
-        second = self.new_network()
-        if self.settings.pretrained_weights is not None:
-            checkpoint.load_pretrained(second, self.settings.pretrained_weights)
-        return {"second": second}
-
-    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"second": self.new_optimizer(self.second.parameters())}
 
     def forward(self, step: Step) -> None:
         super().forward(step)
@@ -83,9 +70,6 @@ class CPS(SemiSupervisedTrainer):
             "cross": weight * self.cross_entropy(first, self.hard_labels(second)),
             "second_cross": weight * self.cross_entropy(second, self.hard_labels(first)),
         }
-
-    def backward_and_update(self, loss: torch.Tensor, *optimizers: torch.optim.Optimizer) -> None:
-        super().backward_and_update(loss, *(optimizers or (self.optimizer, self._optimizers["second"])))
 
     def deployed_network(self) -> nn.Module:
         first = unwrap(self.network)

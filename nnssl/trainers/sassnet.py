@@ -102,11 +102,10 @@ class SASSNet(SemiSupervisedTrainer):
         return loss
 
     def forward(self, step: Step) -> None:
-        with self.tap.open():
-            super().forward(step)
-            with self.precision.autocast():
-                maps = self.sdm_head(self.tap.output)
-            step.extra["maps"] = maps.float().tanh()
+        step.heads, (feature,) = self.heads_and_features(self.network, step.images, self.tap)
+        with self.precision.autocast():
+            maps = self.sdm_head(feature)
+        step.extra["maps"] = maps.float().tanh()
 
     def sdm_loss(self, step: Step) -> torch.Tensor:
         """Error of the labeled patches' maps ``(B_l, F, *P)``."""

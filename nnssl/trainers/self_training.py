@@ -15,7 +15,13 @@ from nnssl.trainers.base import SemiSupervisedTrainer, Status
 from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.loop import FINAL
 from nnssl.trainers.engine.pipelines import unlabeled_images
-from nnssl.trainers.engine.pseudo_labeling import predict_unlabeled, stability_table, used_cases, write_table
+from nnssl.trainers.engine.pseudo_labeling import (
+    predict_unlabeled,
+    stability_table,
+    take_over_masks,
+    used_cases,
+    write_table,
+)
 from nnssl.trainers.engine.restart import forget_past_steps, new_student
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
@@ -39,6 +45,9 @@ class SelfTraining(SemiSupervisedTrainer):
     says how the rounds share them (equally if empty; no more rounds than steps). Predicting comes on top. Each round
     begins with new weights (``warm_start`` keeps them), an optimizer without past and the full learning rate.
 
+    ``initial_pseudo_labels`` names a folder with masks of unlabeled cases, such as ``nnssl_atlas_predict`` writes from
+    two atlases: round 0 then learns from them, too.
+
     ``round_R/`` in the run folder holds the network after round R, its pseudo-labels in preprocessed space, and
     ``stability.csv``: which of them round R + 1 uses, and why not the others. A run that is stopped or killed goes on
     with ``--c`` at its last checkpoint, or at the first case that is not predicted; nothing predicted is done again.
@@ -59,6 +68,8 @@ class SelfTraining(SemiSupervisedTrainer):
     drop_share: float = 0.038
     pseudo_weight: float = 1.0
     warm_start: bool = False
+    initial_pseudo_labels: str = ""
+    """Folder with masks for round 0, named as the unlabeled cases; those without one wait for round 1."""
 
     def check_settings(self) -> None:
         requirements = {
@@ -100,18 +111,27 @@ class SelfTraining(SemiSupervisedTrainer):
         """Predictions of the network after round ``number``."""
         return PseudoLabels(self.round_folder(number) / "pseudo_labels")
 
+    @property
+    def given_pseudo_labels(self) -> PseudoLabels:
+        """What the training was given for round 0, on the grids of the preprocessed images."""
+        return PseudoLabels(Path(self.output_folder, "initial_pseudo_labels"))
+
     def stability_file(self, number: int) -> Path:
         """Table of the pseudo-labels of round ``number``."""
         return self.round_folder(number) / "stability.csv"
 
     def unlabeled_cases(self) -> PseudoLabeledCases | None:
+        if self.current_round == 0 and self.initial_pseudo_labels:
+            source, target = Path(self.initial_pseudo_labels), self.given_pseudo_labels
+            cases = self.ranks.from_main(lambda: take_over_masks(self, source, target))
+            return PseudoLabeledCases(unlabeled_images(self), target, cases)
         table = self.stability_file(self.current_round - 1)
         if self.current_round == 0 or (self.iteration in self.phase_starts and not table.is_file()):
             return None  # a continued training that has yet to predict them
         return PseudoLabeledCases(unlabeled_images(self), self.pseudo_labels(self.current_round - 1), used_cases(table))
 
     def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
-        if self.current_round == 0:
+        if self.current_round == 0 and not self.initial_pseudo_labels:
             return {}
         return {"pseudo": self.pseudo_weight * self.segmentation_loss(step.unlabeled_heads, step.pseudo_target)}
 
@@ -139,6 +159,8 @@ class SelfTraining(SemiSupervisedTrainer):
         )
 
     def on_train_start(self) -> None:
+        if self.iteration == 0 and self.ranks.is_main:
+            shutil.rmtree(self.given_pseudo_labels.folder, ignore_errors=True)
         super().on_train_start()
         if self.iteration == 0 and self.ranks.is_main:
             # of a run that is overwritten: its pseudo-labels would be taken for those of this one

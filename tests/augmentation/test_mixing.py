@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnssl.augmentation.mixing import pair_both_ways
+from nnssl.augmentation.mixing import pair_both_ways, partners
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,9 @@ def test_an_odd_number_is_doubled_on_all_ranks():
 def test_an_empty_stream_is_refused():
     with pytest.raises(ValueError, match="0 unlabeled"):
         pair_both_ways(2, 0)
+
+
+def test_partners_are_exchanged_and_come_back():
+    rows = torch.randn(6, 2, 3)
+    assert torch.equal(partners(rows)[[1, 0, 5]], rows[[0, 1, 4]])
+    assert torch.equal(partners(partners(rows)), rows)

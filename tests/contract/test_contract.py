@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -250,6 +251,16 @@ def test_trains_on(name, options, tiny):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_trains_with_and_without_the_regional_switch(name, tiny):
+    data = tiny(labeled=3)
+    for augmentation in ("regional_switch", "none"):
+        trainer = data.trainer(name, num_epochs=1, atlas_augmentation=augmentation)
+        trainer.run_training()
+        assert math.isfinite(trainer.history.rows[-1]["loss"])
+        _forget_run(trainer)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_trains_without_deep_supervision(name, tiny):
     trainer = tiny().trainer(name, num_epochs=1, enable_deep_supervision=False)
     trainer.run_training()
@@ -335,12 +346,16 @@ def test_deployed_network_predicts_through_the_stock_predictor(name, tiny):
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     from nnssl.inference.checkpoint import read_model_checkpoint
+    from nnssl.inference.network import build_network
 
     trainer = tiny().trainer(name, num_epochs=1)
     trainer.run_training()
     weights = read_model_checkpoint(Path(trainer.output_folder, "checkpoint_final.pth"))["network_weights"]
     manager = trainer.configuration_manager
-    network = nnUNetTrainer.build_network_architecture(trainer.plans_manager, manager, 1, 2, False)
+    if trainer.deploys_ensemble:
+        network = build_network(type(trainer), trainer.plans_manager, manager, trainer.dataset_json, weights)
+    else:
+        network = nnUNetTrainer.build_network_architecture(trainer.plans_manager, manager, 1, 2, False)
     predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=False, allow_tqdm=False)
     predictor.manual_initialization(
         network, trainer.plans_manager, manager, [weights], trainer.dataset_json, "nnUNetTrainer", None

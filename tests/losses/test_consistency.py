@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.losses.consistency import mean_squared_difference, squared_difference
+from nnssl.losses.consistency import cosine_distance, mean_squared_difference, squared_difference
 
 
 def test_is_zero_for_equal_predictions():
@@ -35,3 +35,15 @@ def test_gradient_reaches_the_student_only():
 def test_refuses_different_shapes():
     with pytest.raises(ValueError, match="shapes differ"):
         mean_squared_difference(torch.zeros(1, 2, 4), torch.zeros(1, 2, 5))
+
+
+def test_cosine_distance_of_equal_opposite_and_orthogonal_vectors():
+    x = torch.tensor([[[1.0, 2.0, 0.0]], [[0.0, -3.0, 4.0]]])
+    assert cosine_distance(x, 3 * x, 2).shape == (2, 1)
+    torch.testing.assert_close(cosine_distance(x, 3 * x, 2), torch.zeros(2, 1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(cosine_distance(x, -x, 2), torch.full((2, 1), 2.0))
+    torch.testing.assert_close(cosine_distance(torch.eye(2), torch.eye(2).flip(0)), torch.ones(2))
+    zeros = torch.zeros(1, 3, requires_grad=True)
+    cosine_distance(zeros, torch.ones(1, 3)).sum().backward()
+    assert zeros.grad.isfinite().all()
+    assert cosine_distance(zeros, torch.ones(1, 3)).item() == 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnssl.networks.ensemble import Ensemble, count_members
+from nnssl.networks.ensemble import Ensemble, member_numbers
 from nnssl.networks.memory_format import layout_of, set_memory_format
 from nnssl.networks.unwrap import deep_supervision
 
@@ -83,6 +83,10 @@ def test_layout_is_that_of_the_members(networks):
     assert layout_of(Ensemble(networks)) == torch.channels_last
 
 
-def test_members_are_counted_by_the_names_of_their_weights(networks):
-    assert count_members(Ensemble(networks).state_dict()) == 2
-    assert count_members(networks[0].state_dict()) == 0
+def test_members_are_known_by_the_names_of_their_weights(networks):
+    assert member_numbers(Ensemble(networks).state_dict()) == [0, 1]
+    assert member_numbers(networks[0].state_dict()) == []
+    alone = Ensemble({1: networks[1]})
+    assert member_numbers(alone.state_dict()) == [1]
+    x = torch.randn(1, 1, 8, 8)
+    torch.testing.assert_close(alone(x).softmax(1), networks[1](x).softmax(1))

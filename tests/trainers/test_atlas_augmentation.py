@@ -103,13 +103,6 @@ def test_a_resumed_training_ends_like_an_undisturbed_one(build, name, monkeypatc
     assert all(torch.equal(value, weights[key]) for key, value in again.network.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["BCP", "ReciprocalLearning", "SelfTraining", "UAMT", "TCSM"])
-def test_other_methods_train_with_it(build, name):
-    options = {"labeled": 3, "labeled_batch": 2}
-    _, trainer = build(name, options, **SWITCH)
-    assert all(np.isfinite(float(loss)) for b in labeled_batches(trainer, 1) for loss in trainer.train_step(b).values())
-
-
 def test_one_labeled_case_is_refused_with_one_message(tmp_path, monkeypatch):
     data = Tiny(labeled=1).write(tmp_path, monkeypatch)
     trainer = data.bare_trainer("Supervised")

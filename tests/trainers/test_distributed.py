@@ -27,7 +27,7 @@ from nnssl.trainers.engine import run as run_module
 from nnssl.trainers.engine.distributed import Ranks, current_ranks, ranks_of_environment, synchronize_batch_norms
 from nnssl.trainers.engine.launch import launch
 from nnssl.trainers.engine.loop import begin_phase
-from nnssl.trainers.registry import trainer_names
+from nnssl.trainers.registry import get_trainer, trainer_names
 from nnssl.utils.files import write_json
 from tests.support import ranks as rank_functions
 from tests.support.tiny import DEVICE, PLANS, Tiny
@@ -64,7 +64,7 @@ def _look(data: Tiny, name: str) -> dict[str, Any]:
     """Batches, gradients, weights and results of a few steps."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ[variable] = str(data.folder / variable)
-    trainer = data.trainer(name, fold=0)
+    trainer = data.trainer(name, fold=get_trainer(name).min_labeled - 1)
     terms = trainer.unsupervised_loss
 
     def visible(value: torch.Tensor) -> torch.Tensor:
@@ -144,8 +144,12 @@ def looked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         for name, options in ({"3D": {}} | VARIANTS).items():
             data = _data(folder / name, **options).write(folder / name, patch)
-            # two validation cases, one for each rank
-            write_json([{"train": ["labeled_0"], "val": ["labeled_1", "labeled_2"]}], data.base / "splits_final.json")
+            # two validation cases, one for each rank; where a method needs it, two labeled ones
+            folds = [
+                {"train": ["labeled_0"], "val": ["labeled_1", "labeled_2"]},
+                {"train": ["labeled_0", "labeled_1"], "val": ["labeled_2"]},
+            ]
+            write_json(folds, data.base / "splits_final.json")
         launch(_look_and_stop, (folder,), 2, "fork")
         yield folder
 

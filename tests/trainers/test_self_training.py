@@ -3,8 +3,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
 
 from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
@@ -34,6 +37,50 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def table(trainer, number: int) -> list[dict[str, str]]:
     with open(trainer.stability_file(number), newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def _write_masks(tiny: Tiny, folder: Path, cases: list[str]) -> None:
+    """Masks on the grids of scans, of which preprocessing has cut off two slices at either end of the first axis."""
+    folder.mkdir()
+    for case in cases:
+        mask = np.zeros((24, 20, 20), np.uint8)
+        mask[2:6] = 1
+        sitk.WriteImage(sitk.GetImageFromArray(mask), str(folder / f"{case}.nii.gz"))
+        properties = {
+            "spacing": [1.0] * 3,
+            "shape_before_cropping": (24, 20, 20),
+            "bbox_used_for_cropping": [[2, 22], [0, 20], [0, 20]],
+        }
+        save_pickle(properties, str(tiny.base / f"{tiny.identifier}_unlabeled" / f"{case}.pkl"))
+
+
+def test_round_0_learns_from_masks_that_it_is_given(tiny, tmp_path):
+    masks = tmp_path / "masks"
+    _write_masks(tiny, masks, ["unlabeled_0", "unlabeled_2"])
+    trainer = tiny.trainer("SelfTraining", **BUDGET, initial_pseudo_labels=str(masks))
+    trainer.on_train_start()
+    cases = trainer.unlabeled_cases()
+    assert cases.identifiers == ["unlabeled_0", "unlabeled_2"]
+    labels = cases.load_case("unlabeled_2")[1][:]
+    assert labels.shape == (1, 20, 20, 20)
+    assert (labels[:, :4] == 1).all()
+    assert (labels[:, 4:] == 0).all()
+    assert trainer.train_step(next(trainer.dataloader_train))["pseudo"] > 0
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "message"),
+    [(7, (24, 20, 20), "no class"), (1, (20, 20, 20), "another shape"), (None, None, "no unlabeled case")],
+)
+def test_masks_that_do_not_fit_are_refused(tiny, tmp_path, value, shape, message):
+    masks = tmp_path / "masks"
+    _write_masks(tiny, masks, ["unlabeled_0"] if shape else [])
+    if shape:
+        image = sitk.GetImageFromArray(np.full(shape, value, np.uint8))
+        sitk.WriteImage(image, str(masks / "unlabeled_0.nii.gz"))
+    trainer = tiny.trainer("SelfTraining", **BUDGET, initial_pseudo_labels=str(masks))
+    with pytest.raises(UserError, match=message):
+        trainer.on_train_start()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from nnssl.losses.labels import (
 )
 from nnssl.networks.channel_dropout import dropout_factors
 from nnssl.networks.ema import EMATeacher
+from nnssl.networks.features import FeatureTap
 from nnssl.networks.memory_format import set_memory_format
 from nnssl.networks.micro_batch import in_parts
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
@@ -48,13 +50,24 @@ class BuildingBlocks(nnUNetTrainer):
 
     def heads(self, network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
         """Float32 logits of ``network`` in this run's precision and micro-batches, full resolution first."""
+        return self.heads_and_features(network, images)[0]
 
-        def logits(part: torch.Tensor) -> list[torch.Tensor]:
-            with self.precision.autocast():
+    def heads_and_features(
+        self, network: nn.Module, images: torch.Tensor, *taps: FeatureTap
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """`heads`, and the output of the layers of ``network`` that each of ``taps`` is at, in this run's precision."""
+
+        def outputs(part: torch.Tensor) -> list[torch.Tensor]:
+            with self.precision.autocast(), ExitStack() as stack:
+                for tap in taps:
+                    stack.enter_context(tap.open())
                 output = network(part.contiguous(memory_format=self.memory_format))
-            return [head.float() for head in (output if isinstance(output, (list, tuple)) else [output])]
+                features = [tap.output for tap in taps]
+            heads = output if isinstance(output, (list, tuple)) else [output]
+            return [*features, *(head.float() for head in heads)]
 
-        return in_parts(logits, images, self.settings.micro_batch)
+        tensors = in_parts(outputs, images, self.settings.micro_batch)
+        return tensors[len(taps) :], tensors[: len(taps)]
 
     def segmentation_loss(self, heads: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
         """nnU-Net's loss of logits against a reference, both one tensor per head, full resolution first."""
@@ -101,26 +114,30 @@ class BuildingBlocks(nnUNetTrainer):
             target: as for `cross_entropy`, one tensor per head.
             mask: ``(N, 1, *S)`` boolean per head, True where the target counts.
         """
-        dice = self.loss
-        while not hasattr(dice, "dc"):  # below deep supervision and what ranks share
-            dice = dice.loss
 
         def of_head(logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            labels, annotated = self._labels(logits, target)
+            labels, annotated = self.annotation(logits, target)
             inside = (mask if annotated is None else mask & annotated).to(logits.dtype)
             area = inside.sum(dim=tuple(range(1, inside.ndim)), keepdim=True)
             cross_entropy = self.cross_entropy(logits, target, inside / area.clamp_min(1))
-            return cross_entropy + dice.dc(logits, labels, loss_mask=inside)
+            return cross_entropy + self.dice_loss(logits, labels, inside)
 
         return self.over_heads(of_head, heads, target, mask)
 
+    def dice_loss(self, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """nnU-Net's negative soft Dice of one head against hard labels, on the voxels of a mask ``(N, 1, *S)``."""
+        loss = self.loss
+        while not hasattr(loss, "dc"):  # below deep supervision and what ranks share
+            loss = loss.loss
+        return loss.dc(logits, labels, loss_mask=mask)
+
     def _likelihood(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Cross entropy of voxels, and which of them are annotated (None: all)."""
-        labels, annotated = self._labels(logits, target)
+        labels, annotated = self.annotation(logits, target)
         loss = region_cross_entropy if self.label_manager.has_regions else class_cross_entropy
         return loss(logits, labels), annotated
 
-    def _labels(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def annotation(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Classes or regions of a reference, without its ignore label, and which voxels are annotated (None: all)."""
         if self.label_manager.has_regions:
             regions = logits.shape[1]
@@ -139,9 +156,12 @@ class BuildingBlocks(nnUNetTrainer):
             return loss(heads[0], *(other[0] for other in others))
         return DeepSupervisionWrapper(loss, self.loss.weight_factors)(heads, *others)
 
-    def new_network(self) -> nn.Module:
-        """Another network of the plan with weights of its own, on the device and in this run's memory format."""
-        network = self.build_network_architecture(
+    def new_network(self, build: Callable[..., nn.Module] | None = None) -> nn.Module:
+        """Another network of the plan with weights of its own, on the device and in this run's memory format.
+
+        ``build`` takes the place, and the arguments, of ``build_network_architecture``.
+        """
+        network = (build or self.build_network_architecture)(
             self.plans_manager,
             self.configuration_manager,
             self.num_input_channels,

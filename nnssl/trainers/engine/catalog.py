@@ -44,7 +44,11 @@ def describe(name: str) -> str:
     if name not in registered_trainers():
         raise UserError(f"{name} is a trainer of nnU-Net; its documentation is there")
     settings = [f"  {key} = {value!r}" for key, value in hyperparameters(trainer).items()]
-    parts = [f"{name} ({trainer.source})", inspect.getdoc(trainer) or "", "Hyper-parameters (--set name=value)"]
+    parts = [
+        f"{name} ({trainer.source}; status: {trainer.status})",
+        inspect.getdoc(trainer) or "",
+        "Hyper-parameters (--set name=value)",
+    ]
     return "\n\n".join(parts) + "\n" + "\n".join(settings)
 
 

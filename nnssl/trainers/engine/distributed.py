@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -101,6 +102,18 @@ class Ranks:
         dist.all_gather(parts, own)
         return torch.cat(parts).view(batch.dtype)
 
+    def joined_rows(self, batch: torch.Tensor) -> torch.Tensor:
+        """`all_rows` with a gradient to this rank's own rows, for a loss of the global batch that all ranks compute.
+
+        The mean over ranks of the gradients of that loss is then its gradient in one process.
+        """
+        if self.size == 1:
+            return batch
+        rows, own, place = self.all_rows(batch), batch.detach(), self.rows(len(batch))
+        # the value stays, the gradient is multiplied by the number of ranks over which it will be averaged
+        own = own + self.size * (batch - own)
+        return torch.cat([rows[: place.start], own, rows[place.stop :]])
+
     # ------------------------------------------------------------------ start and end
 
     def connect(self, device: torch.device) -> None:
@@ -144,6 +157,10 @@ class Ranks:
         result = value.detach() / self.size
         dist.all_reduce(result)
         return result
+
+    def all_values(self, value: torch.Tensor) -> torch.Tensor:
+        """The values of all ranks ``(ranks, ...)``, through which gradients flow back to each of them."""
+        return value[None] if self.size == 1 else AllGatherGrad.apply(value)
 
     def copy_from_main(self, modules: Iterable[nn.Module]) -> None:
         """Gives all ranks the parameters and buffers of the main rank."""

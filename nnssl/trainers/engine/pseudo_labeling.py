@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from tqdm import tqdm
 
-from nnssl.dataloading.cases import NamedErrors
+from nnssl.dataloading.cases import NamedErrors, unlabeled_folder
 from nnssl.dataloading.pseudo_labeled import PseudoLabels
 from nnssl.dataloading.stability import changed_and_foreground, instability, least_stable
 from nnssl.errors import UserError
+from nnssl.preprocessing.case import preprocess_mask
 from nnssl.trainers.engine.pipelines import unlabeled_images
 from nnssl.trainers.engine.validation import predict_logits, predictor_of
 from nnssl.utils.files import atomic_path
@@ -58,6 +60,47 @@ def predict_unlabeled(
             facts["changed"], _ = changed_and_foreground(previous.labels(case)[:], labels)
         target.write(case, labels, labels_of, configuration.patch_size, facts)
     return not any(ranks.gather([stopping()]))
+
+
+def take_over_masks(trainer: SemiSupervisedTrainer, source: Path, target: PseudoLabels) -> list[str]:
+    """Brings masks of unlabeled cases, made elsewhere, to the preprocessed images; those ``target`` has are kept.
+
+    Args:
+        trainer: in whose configuration the images are preprocessed.
+        source: folder with masks named as the cases, such as ``nnssl_atlas_predict`` writes.
+        target: receives them.
+
+    Returns:
+        the unlabeled cases of the fold that have a mask.
+
+    Raises:
+        UserError: if none has one, or a mask does not fit its scan or the classes of the data set.
+    """
+    ending = trainer.dataset_json["file_ending"]
+    files = {case: source / f"{case}{ending}" for case in trainer.split().unlabeled}
+    files = {case: file for case, file in files.items() if file.is_file()}
+    if not files:
+        raise UserError(
+            "no unlabeled case of the fold has a mask there",
+            where=source,
+            expected=f"files named as the cases in imagesUn, such as CASE{ending}",
+            fix="nnssl_atlas_predict writes such a folder",
+        )
+    images, manager = NamedErrors(unlabeled_images(trainer)), trainer.label_manager
+    plans, configuration = trainer.plans_manager, trainer.configuration_manager
+    folder = unlabeled_folder(trainer.preprocessed_dataset_folder)
+    for case in tqdm([case for case in files if case not in target], "initial pseudo-labels", unit="case", leave=False):
+        properties = load_pickle(str(Path(folder, f"{case}.pkl")))
+        labels = preprocess_mask(str(files[case]), properties, plans, configuration).astype(np.int16)
+        unknown = sorted(set(np.unique(labels).tolist()) - set(manager.all_labels))
+        if unknown:
+            raise UserError("a mask holds values that are no class", where=files[case], found=unknown)
+        _, mask = images.load_case(case)
+        if mask is not None:
+            labels[(labels == 0) & (mask[:] == 0)] = -1
+        facts = {"foreground": int(np.count_nonzero(labels > 0))}
+        target.write(case, labels, manager, configuration.patch_size, facts)
+    return list(files)
 
 
 def stability_table(rounds: list[PseudoLabels], cases: Iterable[str], drop_share: float) -> list[dict[str, Any]]:

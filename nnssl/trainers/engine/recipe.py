@@ -1,4 +1,4 @@
-"""Optimizer and learning rate by the length of a training (docs/small_budgets.md)."""
+"""Optimizer and learning rate by the length of a training (docs/few_labels.md)."""
 
 from __future__ import annotations
 

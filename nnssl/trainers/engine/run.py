@@ -77,12 +77,7 @@ def run(request: TrainingRequest) -> None:
 
 def _run_rank(request: TrainingRequest) -> None:
     ranks = current_ranks()
-    trainer_class = get_trainer(request.trainer)
-    if not issubclass(trainer_class, SemiSupervisedTrainer):
-        raise UserError(
-            f"{request.trainer} is a trainer of nnU-Net",
-            fix=f"train it with nnUNetv2_train ... -tr {request.trainer} -p {request.plans or DEFAULT_PLANS}",
-        )
+    trainer_class = _trainer_class(request)
     overrides = _flags(request) | parse_overrides(trainer_class, request.overrides)
     device = prepare_device(request.device)
     trainer = build_trainer(request, trainer_class, device)
@@ -123,6 +118,25 @@ def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer
     if request.validate_best:
         trainer.load_checkpoint(str(folder / BEST))
     trainer.perform_actual_validation(request.save_probabilities)
+
+
+def new_trainer(request: TrainingRequest, device: torch.device) -> SemiSupervisedTrainer:
+    """A trainer with the hyper-parameters and settings of the request, not yet initialized."""
+    trainer_class = _trainer_class(request)
+    overrides = _flags(request) | parse_overrides(trainer_class, request.overrides)
+    trainer = build_trainer(request, trainer_class, device)
+    trainer.configure(overrides, _settings(request))
+    return trainer
+
+
+def _trainer_class(request: TrainingRequest) -> type[SemiSupervisedTrainer]:
+    trainer_class = get_trainer(request.trainer)
+    if not issubclass(trainer_class, SemiSupervisedTrainer):
+        raise UserError(
+            f"{request.trainer} is a trainer of nnU-Net",
+            fix=f"train it with nnUNetv2_train ... -tr {request.trainer} -p {request.plans or DEFAULT_PLANS}",
+        )
+    return trainer_class
 
 
 def prepare_device(name: str | None) -> torch.device:

@@ -1,0 +1,61 @@
+"""Contrast between the embeddings that two networks give the same voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import softplus
+from torch.utils.checkpoint import checkpoint
+
+
+def intersection_union_contrast(
+    similarity: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    temperature: float,
+    gather: Callable[[torch.Tensor], torch.Tensor] = lambda value: value[None],
+) -> torch.Tensor:
+    """Attracts embeddings where both networks agree and repels them where they do not, for every structure.
+
+    He et al., ICME 2025 (arXiv:2506.07368), as released. With I where both see the structure and U where any does::
+
+        L = contrast(s, I) + contrast(s, 1 - U)
+        contrast(s, M) = mean_n -ln(exp(M_n s_n / t) / (exp(M_n s_n / t) + sum_m exp((1 - M_m) s_m / t)))
+
+    A voxel that M leaves out stays in mean and sum, with exp(0). Where one network alone sees the structure, the voxel
+    is a negative in both terms.
+
+    Args:
+        similarity: cosines s of the two embeddings of each voxel ``(N, 1, *S)``, in float32.
+        first: where a network sees each structure, boolean ``(N, C, *S)``.
+        second: the same of the other network.
+        temperature: t.
+        gather: stacks a scalar with that of others, over whose voxels sums go, too.
+
+    Returns:
+        One loss per structure ``(C,)``; the means are over the voxels given here.
+    """
+    scaled = similarity / temperature
+    losses = []
+    for structure in range(first.shape[1]):
+        one, other = (masks[:, structure, None] for masks in (first, second))
+        terms = []
+        for chosen in (one & other, ~(one | other)):
+            negatives = gather(_recomputed(_log_sum_of_others, scaled, chosen)).logsumexp(0)
+            terms.append(_recomputed(_mean_loss, scaled, chosen, negatives))
+        losses.append(terms[0] + terms[1])
+    return torch.stack(losses)
+
+
+def _log_sum_of_others(scaled: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    return torch.where(chosen, 0.0, scaled).flatten().logsumexp(0)
+
+
+def _mean_loss(scaled: torch.Tensor, chosen: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    return softplus(negatives - torch.where(chosen, scaled, 0.0)).mean()
+
+
+def _recomputed(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    # else every structure would keep several tensors of the size of the patches
+    return checkpoint(function, *tensors, use_reentrant=False)
