@@ -1,5 +1,6 @@
 # make demo    the whole way on a phantom data set, into demo_output/
 # make test    the tests
+# make soak    the long tests: kills at random moments, thousands of cases (hours)
 # make check   lint, format, types and tests
 # make clean   remove what these made, except .venv
 #
@@ -17,7 +18,7 @@ JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check lint clean
+.PHONY: demo test soak check lint clean
 
 demo: $(STAMP)
 	@$(BIN)/nnssl_demo -o demo_output $(DEMO_FLAGS)
@@ -25,6 +26,9 @@ demo: $(STAMP)
 # one torch thread per worker: more threads than cores make each test several times slower
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) $(TEST_FLAGS)
+
+soak: $(STAMP)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m soak tests/robustness $(TEST_FLAGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

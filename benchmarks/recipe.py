@@ -32,6 +32,7 @@ CANDIDATES = {
     "AdamW 1e-3": ("Supervised", (*ADAMW, "initial_lr=1e-3"), 1),
     "AdamW 4e-3": ("Supervised", (*ADAMW, "initial_lr=4e-3"), 1),
     "AdamW 4e-3, 40 steps of warm-up": ("Supervised", (*ADAMW, "initial_lr=4e-3", "warmup_steps=40"), 1),
+    "AdamW 8e-3, 40 steps of warm-up": ("Supervised", (*ADAMW, "initial_lr=8e-3", "warmup_steps=40"), 1),
     "AdamW 2e-3, 40 steps of warm-up": ("Supervised", (*ADAMW, "warmup_steps=40"), 1),
     "AdamW 2e-3, weight decay 0.05": ("Supervised", (*ADAMW, "weight_decay=0.05"), 1),
     "AdamW 2e-3, weight decay 3e-5": ("Supervised", (*ADAMW, "weight_decay=3e-5"), 1),

@@ -41,6 +41,14 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnssl_{command}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from nnssl.utils.disk import told_system_error
+
+        refusal = told_system_error(error)
+        if refusal is None:
+            raise
+        print(f"nnssl_{command}: {refusal}", file=sys.stderr)
+        return 2
 
 
 def plan_and_preprocess() -> None:

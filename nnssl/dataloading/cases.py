@@ -8,6 +8,8 @@ from typing import Any
 
 import blosc2
 
+from nnssl.errors import UserError
+
 UNLABELED_SUFFIX = "_unlabeled"
 MASK_SUFFIX = "_mask"
 
@@ -60,6 +62,10 @@ def open_memory_mapped(path: Path) -> Any:
     return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mapping)
 
 
+class UnreadableCase(UserError, RuntimeError):
+    """A preprocessed case cannot be read. One line, so that it can be told from the traceback of a worker process."""
+
+
 class NamedErrors:
     """A data set of cases whose reading errors name the case.
 
@@ -78,7 +84,7 @@ class NamedErrors:
         try:
             return self._cases.load_case(identifier)
         except Exception as error:
-            raise RuntimeError(
+            raise UnreadableCase(
                 f"preprocessed case {identifier} cannot be read ({type(error).__name__}: {error}); "
                 "run nnssl_plan_and_preprocess again: it makes only what is missing or changed"
             ) from error

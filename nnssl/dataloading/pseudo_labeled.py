@@ -15,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnssl.dataloading.cases import UnlabeledCases, open_memory_mapped
 from nnssl.dataloading.rows import RowsLoader
+from nnssl.utils.disk import disk_errors_named
 from nnssl.utils.files import atomic_path
 
 _LOCATIONS, _FACTS = "class_locations", "facts"
@@ -57,7 +58,7 @@ class PseudoLabels:
         located = DefaultPreprocessor._sample_foreground_locations(labels, wanted)
         blocks, chunks = comp_blosc2_params(labels.shape, tuple(patch_size), labels.itemsize)
         parameters = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}
-        with atomic_path(self._file(case)) as temporary:
+        with atomic_path(self._file(case)) as temporary, disk_errors_named(self.folder):
             array = blosc2.asarray(labels, urlpath=str(temporary), chunks=chunks, blocks=blocks, cparams=parameters)
             array.schunk.vlmeta[_FACTS] = dict(facts or {})
             array.schunk.vlmeta[_LOCATIONS] = [

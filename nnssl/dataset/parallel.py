@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from nnssl.errors import UserError
+from nnssl.utils.disk import told_system_error
 
 Result = TypeVar("Result")
 
@@ -145,5 +146,5 @@ def _call(function: Callable[..., Any], values: tuple[Any, ...]) -> Any:
         return function(*values)
     except UserError as error:
         return error
-    except Exception:
-        return _Failure(traceback.format_exc())
+    except Exception as error:
+        return told_system_error(error) or _Failure(traceback.format_exc())

@@ -21,6 +21,7 @@ from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.inference.models import FINAL_CHECKPOINT, TrainedModel
 from nnssl.inference.network import build_network, load_weights, managers
 from nnssl.networks.ensemble import member_numbers
+from nnssl.planners.plans_file import refuse_foreign_code
 from nnssl.trainers.registry import get_trainer
 from nnssl.utils.files import write_json
 
@@ -79,7 +80,10 @@ def _write_folder(model: TrainedModel, folder: Path, trust_checkpoint: bool) -> 
     folder.mkdir()
     for fold, file in zip(model.folds, model.checkpoint_files(), strict=True):
         checkpoint = read_model_checkpoint(file, trust=trust_checkpoint)
-        plans_manager, configuration_manager = managers(plans, checkpoint["init_args"]["configuration"], model.folder)
+        configuration = checkpoint["init_args"]["configuration"]
+        plans_manager, configuration_manager = managers(plans, configuration, model.folder)
+        if not trust_checkpoint:
+            refuse_foreign_code(plans, configuration, model.folder / "plans.json")
         check_stock_can_predict(checkpoint, plans_manager, configuration_manager, dataset_json, where=file)
         (folder / f"fold_{fold}").mkdir()
         torch.save(_stock_checkpoint(checkpoint), folder / f"fold_{fold}" / FINAL_CHECKPOINT)

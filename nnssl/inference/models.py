@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl.errors import UserError
+from nnssl.planners.plans_file import read_plans
 from nnssl.utils.files import read_json
 from nnssl.utils.paths import dataset_name, results_folder
 
@@ -38,12 +39,22 @@ class TrainedModel:
     @property
     def plans(self) -> dict:
         """plans.json of the folder."""
-        return read_json(self.folder / "plans.json", fix="a model folder needs plans.json; copy it as a whole")
+        return read_plans(self.folder / "plans.json", fix="a model folder needs plans.json; copy it as a whole")
 
     @property
     def dataset_json(self) -> dict:
         """dataset.json of the folder."""
-        return read_json(self.folder / "dataset.json", fix="a model folder needs dataset.json; copy it as a whole")
+        path, fix = self.folder / "dataset.json", "a model folder needs dataset.json; copy it as a whole"
+        content = read_json(path, fix=fix)
+        if not isinstance(content, dict):
+            raise UserError("dataset.json is not an object", where=path, found=type(content).__name__, fix=fix)
+        # "modality" is the name of old for the channels, which nnU-Net still reads
+        missing = [key for key in ("labels", "file_ending") if key not in content]
+        if not content.get("channel_names") and not content.get("modality"):
+            missing.append("channel_names")
+        if missing:
+            raise UserError(f"dataset.json lacks {', '.join(missing)}", where=path, fix=fix)
+        return content
 
     def checkpoint_files(self) -> list[Path]:
         """One checkpoint per fold, in the order of ``folds``."""

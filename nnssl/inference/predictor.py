@@ -21,6 +21,7 @@ from nnssl.inference.network import build_network, load_weights, managers
 from nnssl.inference.uncertainty import further_networks
 from nnssl.networks.ensemble import Ensemble
 from nnssl.networks.memory_format import layout_named, layout_of, set_memory_format
+from nnssl.planners.plans_file import refuse_foreign_code
 from nnssl.trainers.engine.memory_format import check_memory_format
 from nnssl.trainers.engine.precision import Precision, choose_precision
 from nnssl.trainers.registry import get_trainer
@@ -128,6 +129,8 @@ class Predictor(nnUNetPredictor):
             )
         trainer_name, configuration, mirroring_axes = settings[0]
         plans_manager, configuration_manager = managers(model.plans, configuration, model.folder)
+        if not self.trust_checkpoint:
+            refuse_foreign_code(plans_manager.plans, configuration, model.folder / "plans.json")
         dataset_json = model.dataset_json
         trainer = get_trainer(trainer_name)
         network = build_network(trainer, plans_manager, configuration_manager, dataset_json, weights[0])

@@ -17,6 +17,7 @@ import numpy as np
 
 from nnssl.inference.cases import InputCase
 from nnssl.inference.completeness import is_nifti, nifti_fault
+from nnssl.utils.disk import disk_errors_named
 
 SCRATCH = ".tmp_predict"
 
@@ -131,16 +132,18 @@ def export_case(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        export_prediction_from_logits(
-            logits,
-            properties,
-            configuration_manager,
-            plans_manager,
-            dataset_json,
-            str(scratch / name),
-            save_probabilities,
-        )
         mask = name + dataset_json["file_ending"]
+        with disk_errors_named(scratch):
+            export_prediction_from_logits(
+                logits,
+                properties,
+                configuration_manager,
+                plans_manager,
+                dataset_json,
+                str(scratch / name),
+                save_probabilities,
+            )
+            _check_written(scratch / mask)
         for file in sorted(scratch.iterdir(), key=lambda path: (path.name == mask, path.name)):
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
@@ -154,3 +157,15 @@ def export_case(
 
         managers = (configuration_manager, plans_manager, dataset_json)
         export_uncertainty(logits, members, properties, *managers, output, name)
+
+
+def _check_written(mask: Path) -> None:
+    """``RuntimeError`` if a mask is not whole: SimpleITK cuts files off where the disk is full, and says nothing."""
+    if not is_nifti(mask):
+        return
+    try:
+        fault = nifti_fault(mask, thorough=False)
+    except Exception as error:  # of many kinds, by what is left of the header
+        fault = str(error)
+    if fault:
+        raise RuntimeError(f"{mask.name} was not written as a whole: {fault}")

@@ -72,7 +72,7 @@ def make_plans(
     Raises:
         UserError: an argument is out of range or names no preprocessor.
     """
-    _check_arguments(preprocessor_name, gpu_memory_target_in_gb, overwrite_target_spacing)
+    check_arguments(preprocessor_name, gpu_memory_target_in_gb, overwrite_target_spacing)
     options: dict[str, Any] = {}
     if overwrite_plans_name is not None:
         options["plans_name"] = overwrite_plans_name
@@ -98,7 +98,8 @@ def make_plans(
     return read_json(folder / f"{instance.plans_identifier}.json")
 
 
-def _check_arguments(preprocessor_name: str, memory_target: float | None, spacing: list[float] | None) -> None:
+def check_arguments(preprocessor_name: str, memory_target: float | None, spacing: list[float] | None) -> None:
+    """``UserError`` for arguments that `make_plans` cannot work with."""
     preprocessor = _find_nnunet_class("preprocessing", preprocessor_name)
     if not (isinstance(preprocessor, type) and issubclass(preprocessor, DefaultPreprocessor)):
         raise UserError(

@@ -19,6 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnssl.dataloading.cases import MASK_SUFFIX
 from nnssl.errors import UserError
 from nnssl.preprocessing.manifest import Manifest
+from nnssl.utils.disk import disk_errors_named
 
 Kind = Literal["labeled", "unlabeled"]
 
@@ -51,12 +52,13 @@ class CasePreprocessor:
     def __call__(self, case: str, images: list[str], label: str | None, content: dict[str, str]) -> None:
         """Writes the files of a case and records it in the manifest of its kind, labeled if there is a label."""
         scratch = Path(tempfile.mkdtemp(dir=self.scratch))
-        if label is None:
-            self._unlabeled(str(scratch / case), images)
-        else:
-            plans, configuration = self._managers
-            preprocessor = configuration.preprocessor_class(verbose=self.verbose)
-            preprocessor.run_case_save(str(scratch / case), images, label, plans, configuration, self.dataset_json)
+        with disk_errors_named(scratch):
+            if label is None:
+                self._unlabeled(str(scratch / case), images)
+            else:
+                plans, configuration = self._managers
+                preprocessor = configuration.preprocessor_class(verbose=self.verbose)
+                preprocessor.run_case_save(str(scratch / case), images, label, plans, configuration, self.dataset_json)
         manifest = self.manifests["unlabeled" if label is None else "labeled"]
         manifest.add(case, content, _move_files(scratch, manifest.folder))
 

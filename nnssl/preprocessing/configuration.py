@@ -17,7 +17,7 @@ from nnssl.dataset.raw import RawDataset
 from nnssl.errors import UserError
 from nnssl.preprocessing.case import CasePreprocessor, Kind
 from nnssl.preprocessing.content import ContentKeys, settings_key
-from nnssl.preprocessing.manifest import MANIFEST_FILE, Manifest, stored_settings
+from nnssl.preprocessing.manifest import MANIFEST_FILE, Manifest, stored_settings, was_interrupted
 from nnssl.utils.files import atomic_path
 from nnssl.utils.paths import preprocessed_folder
 
@@ -78,7 +78,7 @@ def preprocess_configuration(
     removed: set[str] = set()
     for kind, manifest in manifests.items():
         finished = set() if clean else {case for case in cases[kind] if manifest.holds(case, keys.of(case))}
-        removed.update(manifest.keep_only(finished))
+        removed.update(manifest.keep_only(finished, complete=len(finished) == len(cases[kind])))
         for case in sorted(set(cases[kind]) - finished):
             jobs[case] = (case, *cases[kind][case], keys.of(case))
 
@@ -117,7 +117,7 @@ def open_manifests(
 
 
 def require_preprocessed(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> None:
-    """``UserError`` unless the cases of a configuration were preprocessed by nnssl with just these plans.
+    """``UserError`` unless the cases of a configuration were preprocessed by nnssl with just these plans, all of them.
 
     A folder without manifest was made by stock nnU-Net and is taken as it is.
     """
@@ -135,6 +135,21 @@ def require_preprocessed(plans: dict[str, Any], configuration: str, dataset_json
                 where=manifest.folder,
                 expected=f"the spacing, normalization and resampling of {plans['plans_name']}, {configuration}",
                 fix=fix,
+            )
+        if was_interrupted(manifest.file):
+            raise UserError(
+                f"the preprocessing of {configuration} was interrupted, or is still at work",
+                where=manifest.folder,
+                found=f"{len(manifest.cases)} finished {kind} cases",
+                fix=f"{fix}: it makes only what is missing",
+            )
+        damaged = manifest.damaged()
+        if damaged:
+            raise UserError(
+                f"{len(damaged)} preprocessed {kind} case(s) are missing or cut off",
+                where=manifest.folder,
+                found=", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else ""),
+                fix=f"{fix}: it makes only what is missing",
             )
 
 

@@ -51,14 +51,14 @@ class Manifest:
         entry = self.cases.get(case)
         return entry is not None and entry["content"] == content and self._intact(entry["files"])
 
-    def keep_only(self, cases: set[str]) -> list[str]:
+    def keep_only(self, cases: set[str], *, complete: bool = True) -> list[str]:
         """Forgets all other cases and deletes every array and property file that belongs to none of ``cases``.
 
-        Returns the names of the cases that were forgotten.
+        ``complete`` as in `save`. Returns the names of the cases that were forgotten.
         """
         forgotten = sorted(set(self.cases) - cases)
         self.cases = {case: entry for case, entry in self.cases.items() if case in cases}
-        self.save()
+        self.save(complete=complete)
         vouched = {name for entry in self.cases.values() for name in entry["files"]}
         for path in list(self.folder.iterdir()) if self.folder.is_dir() else []:
             if path.name.endswith(_ARRAY_ENDINGS) and path.name not in vouched:
@@ -72,12 +72,20 @@ class Manifest:
         with open(self.file.with_name(f"{self.file.stem}.{os.getpid()}.journal"), "a", encoding="utf-8") as journal:
             journal.write(line + "\n")
 
-    def save(self) -> None:
-        """Writes the manifest and removes the journals, whose entries it holds since `open`."""
+    def save(self, *, complete: bool = True) -> None:
+        """Writes the manifest and removes the journals, whose entries it holds since `open`.
+
+        ``complete`` is False while cases are still to be made, so that nobody takes a part for the whole.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json({"settings": self.settings, "cases": dict(sorted(self.cases.items()))}, self.file)
+        cases = dict(sorted(self.cases.items()))
+        write_json({"settings": self.settings, "complete": complete, "cases": cases}, self.file)
         for journal in self._journals():
             journal.unlink()
+
+    def damaged(self) -> list[str]:
+        """Cases with a file that is missing or has another size than when it was made."""
+        return [case for case, entry in self.cases.items() if not self._intact(entry["files"])]
 
     def _journals(self) -> list[Path]:
         return sorted(self.file.parent.glob(f"{glob.escape(self.file.stem)}.*.journal"))
@@ -92,6 +100,11 @@ class Manifest:
 def stored_settings(file: Path) -> str | None:
     """Settings key of a manifest; None if there is none."""
     return _read(file).get("settings")
+
+
+def was_interrupted(file: Path) -> bool:
+    """Whether cases of a manifest are still to be made."""
+    return _read(file).get("complete") is False
 
 
 def _read(file: Path) -> dict[str, Any]:

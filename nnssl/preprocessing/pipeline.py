@@ -13,7 +13,7 @@ from nnssl.dataset.raw import RawDataset
 from nnssl.dataset.splits import ensure_splits
 from nnssl.errors import UserError
 from nnssl.planners.mirroring import MirrorChoice
-from nnssl.planners.planning import find_planner, make_plans
+from nnssl.planners.planning import PLANNERS, check_arguments, find_planner, make_plans
 from nnssl.planners.semi_supervised import PLANNED_CONFIGURATIONS
 from nnssl.preprocessing.alignment import align_cases
 from nnssl.preprocessing.configuration import (
@@ -26,6 +26,7 @@ from nnssl.preprocessing.configuration import (
 from nnssl.preprocessing.content import content_keys
 from nnssl.preprocessing.fingerprint import make_fingerprint
 from nnssl.preprocessing.registration import AlignmentKind
+from nnssl.utils.lock import only_process
 from nnssl.utils.paths import dataset_name, preprocessed_folder
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -94,53 +95,63 @@ def prepare_dataset(
         UserError: the data set has errors, or an argument is wrong.
     """
     planner_class = find_planner(planner)
+    check_arguments(preprocessor_name, gpu_memory_target_in_gb, overwrite_target_spacing)
+    if planner in PLANNERS:
+        _refuse_unknown(configurations, ())
     raw = RawDataset.open(dataset_name(name_or_id))
     refuse_unusable_cases(raw)
-    notes: list[str] = []
-    if check_integrity:
-        tell(f"Integrity check of {raw.name}")
-        notes += check_dataset(raw, num_processes_fingerprint)
-    tell(f"Fingerprint of {len(raw.labeled)} labeled and {len(raw.unlabeled)} unlabeled cases")
     folder = preprocessed_folder() / raw.name
-    cache = folder / MANIFESTS_FOLDER / "content.json"
-    keys = content_keys(raw, cache, num_threads=num_processes_fingerprint, clean=clean)
-    make_fingerprint(raw, keys, num_processes=num_processes_fingerprint, clean=clean)
-    if align_atlases not in (None, "none"):
-        tell(f"Alignment of {len(raw.labeled)} labeled cases ({align_atlases})")
-    align_cases(raw, keys, align_atlases, num_processes=num_processes_fingerprint, clean=clean)
-    notes += ensure_splits(raw, folder)
-    tell(f"Planning with {planner}")
-    plans = make_plans(
-        planner_class,
-        raw.name,
-        gpu_memory_target_in_gb=gpu_memory_target_in_gb,
-        preprocessor_name=preprocessor_name,
-        overwrite_target_spacing=overwrite_target_spacing,
-        overwrite_plans_name=overwrite_plans_name,
-        mirror_axes=mirror_axes,
-        verbose=verbose,
-    )
-    planned = _planned(configurations, plans)
-    outcomes = []
-    for configuration in planned if preprocess else ():
-        tell(f"Preprocessing for {configuration}")
-        workers = num_processes if isinstance(num_processes, int) else num_processes[configuration]
-        outcomes.append(
-            preprocess_configuration(
-                raw, plans, configuration, keys, num_processes=workers, clean=clean, verbose=verbose
-            )
+    with only_process(folder, "plans or preprocesses this data set"):
+        notes: list[str] = []
+        if check_integrity:
+            tell(f"Integrity check of {raw.name}")
+            notes += check_dataset(raw, num_processes_fingerprint)
+        tell(f"Fingerprint of {len(raw.labeled)} labeled and {len(raw.unlabeled)} unlabeled cases")
+        cache = folder / MANIFESTS_FOLDER / "content.json"
+        keys = content_keys(raw, cache, num_threads=num_processes_fingerprint, clean=clean)
+        make_fingerprint(raw, keys, num_processes=num_processes_fingerprint, clean=clean)
+        if align_atlases not in (None, "none"):
+            tell(f"Alignment of {len(raw.labeled)} labeled cases ({align_atlases})")
+        align_cases(raw, keys, align_atlases, num_processes=num_processes_fingerprint, clean=clean)
+        notes += ensure_splits(raw, folder)
+        tell(f"Planning with {planner}")
+        plans = make_plans(
+            planner_class,
+            raw.name,
+            gpu_memory_target_in_gb=gpu_memory_target_in_gb,
+            preprocessor_name=preprocessor_name,
+            overwrite_target_spacing=overwrite_target_spacing,
+            overwrite_plans_name=overwrite_plans_name,
+            mirror_axes=mirror_axes,
+            verbose=verbose,
         )
-    if preprocess:
-        copy_reference_labels(raw)
-    return Preparation(raw.name, len(raw.labeled), len(raw.unlabeled), plans, planned, tuple(outcomes), tuple(notes))
+        planned = _planned(configurations, plans)
+        outcomes = []
+        for configuration in planned if preprocess else ():
+            tell(f"Preprocessing for {configuration}")
+            workers = num_processes if isinstance(num_processes, int) else num_processes[configuration]
+            outcomes.append(
+                preprocess_configuration(
+                    raw, plans, configuration, keys, num_processes=workers, clean=clean, verbose=verbose
+                )
+            )
+        if preprocess:
+            copy_reference_labels(raw)
+        return Preparation(
+            raw.name, len(raw.labeled), len(raw.unlabeled), plans, planned, tuple(outcomes), tuple(notes)
+        )
 
 
 def _planned(configurations: Sequence[str], plans: dict[str, Any]) -> tuple[str, ...]:
     available = PlansManager(plans).available_configurations
+    _refuse_unknown(configurations, available)
+    return tuple(dict.fromkeys(name for name in configurations if name in available))
+
+
+def _refuse_unknown(configurations: Sequence[str], available: Sequence[str]) -> None:
     for configuration in configurations:
         if configuration not in available and configuration not in PLANNED_CONFIGURATIONS:
             raise UserError(
                 f"there is no configuration {configuration}",
                 expected=", ".join(dict.fromkeys((*PLANNED_CONFIGURATIONS, *available))),
             )
-    return tuple(dict.fromkeys(name for name in configurations if name in available))

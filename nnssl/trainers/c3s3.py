@@ -61,7 +61,7 @@ class C3S3(TwoStudents):
     source = "He et al., ICME 2025, arXiv:2506.07368"
     year = 2025
     status = "official code"
-    memory_factor = 8.5
+    memory_factor = 11.1
     plain_supervision = False
     deploys_ensemble = True
 
@@ -195,7 +195,9 @@ class C3S3(TwoStudents):
         losses = []
         for i in range(2):
             for j in range(2):
-                similarity = checkpoint(self.similarity, features[0][i], features[1][j], use_reentrant=False)
+                # patch by patch, as embeddings have more channels than any other tensor of this size
+                pairs = zip(features[0][i].split(1), features[1][j].split(1), strict=True)
+                similarity = torch.cat([checkpoint(self.similarity, *pair, use_reentrant=False) for pair in pairs])
                 first, second = seen[0][i], seen[1][j]
                 each = intersection_union_contrast(
                     similarity, first, second, self.contrast_temperature, self.ranks.all_values

@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -265,7 +266,8 @@ def test_a_mask_appears_only_when_it_is_complete(tmp_path, monkeypatch):
 
 def test_the_mask_is_moved_last(tmp_path, monkeypatch):
     def write(logits, properties, configuration, plans, dataset_json, target, save_probabilities):
-        for ending in (".nii.gz", ".npz", ".pkl"):
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 2, 2), np.uint8)), target + ".nii.gz")
+        for ending in (".npz", ".pkl"):
             Path(target + ending).write_bytes(b"complete")
 
     moved = []
@@ -275,6 +277,17 @@ def test_the_mask_is_moved_last(tmp_path, monkeypatch):
     workers.export_case(np.zeros(1), {}, None, None, {"file_ending": ".nii.gz"}, tmp_path, "a", True)
     assert moved == ["a.npz", "a.pkl", "a.nii.gz"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(moved)
+
+
+@pytest.mark.parametrize("left", [b"", b"half a mask"])
+def test_a_mask_that_was_cut_off_without_a_word_is_no_mask(tmp_path, monkeypatch, left):
+    def write(logits, properties, configuration, plans, dataset_json, target, save_probabilities):
+        Path(target + ".nii.gz").write_bytes(left)
+
+    monkeypatch.setattr("nnunetv2.inference.export_prediction.export_prediction_from_logits", write)
+    with pytest.raises(RuntimeError, match="not written as a whole"):
+        workers.export_case(np.zeros(1), {}, None, None, {"file_ending": ".nii.gz"}, tmp_path, "a", False)
+    assert list(tmp_path.iterdir()) == []
 
 
 KILLED = """

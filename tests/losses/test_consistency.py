@@ -43,3 +43,7 @@ def test_cosine_distance_of_equal_opposite_and_orthogonal_vectors():
     torch.testing.assert_close(cosine_distance(x, 3 * x, 2), torch.zeros(2, 1), atol=1e-6, rtol=0)
     torch.testing.assert_close(cosine_distance(x, -x, 2), torch.full((2, 1), 2.0))
     torch.testing.assert_close(cosine_distance(torch.eye(2), torch.eye(2).flip(0)), torch.ones(2))
+    zeros = torch.zeros(1, 3, requires_grad=True)
+    cosine_distance(zeros, torch.ones(1, 3)).sum().backward()
+    assert zeros.grad.isfinite().all()
+    assert cosine_distance(zeros, torch.ones(1, 3)).item() == 1

@@ -26,6 +26,7 @@ def test_everything_that_training_needs_is_there(raw_root):
     assert done.planned == ("2d", "3d_fullres")
     assert [(outcome.configuration, outcome.made) for outcome in done.outcomes] == [("2d", 5), ("3d_fullres", 5)]
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "dataset.json",
         "dataset_fingerprint.json",
         "gt_segmentations",

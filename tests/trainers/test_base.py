@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact(tiny, tmp_path, monke
     before = file.read_bytes()
 
     def full(content, path):
-        path.write_bytes(b"half")
+        path.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

@@ -6,11 +6,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 import nnssl
 from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
+from nnssl.inference.network import load_weights
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.utils.files import atomic_path
@@ -59,8 +61,9 @@ def save(trainer: SemiSupervisedTrainer, filename: str | os.PathLike[str], *, re
         "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
         SIDE_ENTRY: side,
     }
-    with atomic_path(filename) as temporary:
-        torch.save(plain(content), temporary)
+    # through a file of Python's, which says why it cannot be written
+    with atomic_path(filename) as temporary, open(temporary, "wb") as file:
+        torch.save(plain(content), file)
 
 
 def load(trainer: SemiSupervisedTrainer, source: str | os.PathLike[str] | dict[str, Any]) -> None:
@@ -78,6 +81,7 @@ def load(trainer: SemiSupervisedTrainer, source: str | os.PathLike[str] | dict[s
         raise UserError(
             "the checkpoint was written by another trainer", where=where, expected=type(trainer).__name__, found=name
         )
+    _refuse_other_run(trainer, content["init_args"], where)
     side = content[SIDE_ENTRY]
     if not trainer.was_initialized:
         restored = RunSettings(**side["settings"])
@@ -91,12 +95,12 @@ def load(trainer: SemiSupervisedTrainer, source: str | os.PathLike[str] | dict[s
     trainer.logger.load_checkpoint(content["logging"])
     trainer.inference_allowed_mirroring_axes = content["inference_allowed_mirroring_axes"]
     if "modules" not in side:
-        trainer.deployed_network().load_state_dict(content["network_weights"])
+        load_weights(trainer.deployed_network(), content["network_weights"], str(name), where)
         return
     student = content["network_weights"] if side["student"] is None else side["student"]
-    unwrap(trainer.network).load_state_dict(student)
-    for module_name, state in side["modules"].items():
-        trainer._modules[module_name].load_state_dict(state)
+    load_weights(unwrap(trainer.network), student, str(name), where)
+    for module_name, module in trainer._modules.items():
+        load_weights(module, side["modules"].get(module_name, {}), f"{name} ({module_name})", where)
     trainer.optimizer.load_state_dict(content["optimizer_state"])
     for optimizer_name, state in side["optimizers"].items():
         trainer._optimizers[optimizer_name].load_state_dict(state)
@@ -104,6 +108,30 @@ def load(trainer: SemiSupervisedTrainer, source: str | os.PathLike[str] | dict[s
         trainer.grad_scaler.load_state_dict(content["grad_scaler_state"])
     trainer.meter.restore({key: values.to(trainer.device) for key, values in side["losses"].items()})
     trainer.history.rows = side["history"]
+
+
+def _refuse_other_run(trainer: SemiSupervisedTrainer, stored: dict[str, Any], where: object) -> None:
+    """``UserError`` unless a checkpoint is of this data set, configuration and fold, with the same patches."""
+    plans = PlansManager(stored["plans"])
+    configuration = plans.get_configuration(stored["configuration"])
+    here = trainer.configuration_manager
+    facts = {
+        "data set": (plans.dataset_name, trainer.plans_manager.dataset_name),
+        "configuration": (stored["configuration"], trainer.configuration_name),
+        # the cases of another fold may be those that this one validates on
+        "fold": (str(stored["fold"]), str(trainer.fold)),
+        "spacing": (list(configuration.spacing), list(here.spacing)),
+        "patch_size": (list(configuration.patch_size), list(here.patch_size)),
+    }
+    differing = {name: pair for name, pair in facts.items() if pair[0] != pair[1]}
+    if differing:
+        raise UserError(
+            "the checkpoint is of another run or plan",
+            where=where,
+            expected=", ".join(f"{name} {now}" for name, (_, now) in differing.items()),
+            found=", ".join(f"{name} {then}" for name, (then, _) in differing.items()),
+            fix="put back the plans that the run began with, or train anew with --overwrite",
+        )
 
 
 def load_pretrained(network: nn.Module, filename: str) -> None:

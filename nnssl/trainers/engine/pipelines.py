@@ -15,6 +15,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnssl.dataloading.cases import NamedErrors, UnlabeledCases, unlabeled_folder, unlabeled_identifiers
 from nnssl.dataloading.mixed_pairs import MixedCases, PairedCases
+from nnssl.dataloading.properties import vet_properties
 from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases, PseudoLabeledLoader
 from nnssl.dataloading.rows import RowsLoader
 from nnssl.dataloading.streams import BatchStream, SeededBatches
@@ -215,4 +216,6 @@ def split_of(trainer: SemiSupervisedTrainer) -> Fold:
     labeled = infer_dataset_class(folder).get_identifiers(folder)
     unlabeled = unlabeled_identifiers(unlabeled_folder(folder))
     splits_file = Path(nnUNet_preprocessed, trainer.plans_manager.dataset_name, "splits_final.json")
-    return load_fold(splits_file, trainer.fold, sorted(labeled), unlabeled)
+    fold = load_fold(splits_file, trainer.fold, sorted(labeled), unlabeled)
+    vet_properties(folder, dict.fromkeys((*fold.train, *fold.val)))
+    return fold

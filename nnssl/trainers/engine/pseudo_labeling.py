@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from tqdm import tqdm
 
 from nnssl.dataloading.cases import NamedErrors, unlabeled_folder
+from nnssl.dataloading.properties import read_properties
 from nnssl.dataloading.pseudo_labeled import PseudoLabels
 from nnssl.dataloading.stability import changed_and_foreground, instability, least_stable
 from nnssl.errors import UserError
@@ -90,7 +90,7 @@ def take_over_masks(trainer: SemiSupervisedTrainer, source: Path, target: Pseudo
     plans, configuration = trainer.plans_manager, trainer.configuration_manager
     folder = unlabeled_folder(trainer.preprocessed_dataset_folder)
     for case in tqdm([case for case in files if case not in target], "initial pseudo-labels", unit="case", leave=False):
-        properties = load_pickle(str(Path(folder, f"{case}.pkl")))
+        properties = read_properties(Path(folder, f"{case}.pkl"))
         labels = preprocess_mask(str(files[case]), properties, plans, configuration).astype(np.int16)
         unknown = sorted(set(np.unique(labels).tolist()) - set(manager.all_labels))
         if unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from nnssl.errors import UserError
@@ -31,12 +32,7 @@ def check_requirements(trainer: SemiSupervisedTrainer) -> None:
                 where=f"configuration {trainer.configuration_name} of {trainer.plans_manager.dataset_name}",
                 fix="choose another configuration, or a trainer that does (nnssl_trainers lists what each can do)",
             )
-    if trainer.num_val_iterations_per_epoch < 1:
-        raise UserError("num_val_iterations_per_epoch must be at least 1", found=trainer.num_val_iterations_per_epoch)
-    if not 0 <= trainer.least_class_share < 1:
-        raise UserError("least_class_share must be at least 0 and below 1", found=trainer.least_class_share)
-    if not 0 <= trainer.pretrain_share < 1:
-        raise UserError("pretrain_share must be at least 0 and below 1", found=trainer.pretrain_share)
+    _check_common_settings(trainer)
     _check_atlas_augmentation(trainer)
     trainer.check_settings()
     patches = trainer.labeled_batch_size
@@ -74,6 +70,22 @@ def check_value(trainer: SemiSupervisedTrainer, name: str, usable: bool, expecte
             found=getattr(trainer, name),
             fix=f"--set {name}={getattr(type(trainer), name)}",
         )
+
+
+def _check_common_settings(trainer: SemiSupervisedTrainer) -> None:
+    for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
+        check_value(trainer, name, getattr(trainer, name) >= 1, "at least 1")
+    for name in ("least_class_share", "pretrain_share", "momentum"):
+        check_value(trainer, name, 0 <= getattr(trainer, name) < 1, "0 to below 1")
+    check_value(trainer, "initial_lr", 0 < trainer.initial_lr < math.inf, "above 0")
+    check_value(trainer, "gradient_clipping", trainer.gradient_clipping > 0, "above 0")
+    for name in ("weight_decay", "warmup_steps"):
+        check_value(trainer, name, 0 <= getattr(trainer, name) < math.inf, "0 or more")
+    share = trainer.oversample_foreground_percent
+    check_value(trainer, "oversample_foreground_percent", 0 <= share <= 1, "a share, 0 to 1")
+    axes, dimensions = trainer.mirror_axes or (), len(trainer.configuration_manager.patch_size)
+    usable = len(set(axes)) == len(axes) and set(axes) <= set(range(dimensions))
+    check_value(trainer, "mirror_axes", usable, f"different axes of 0 to {dimensions - 1}")
 
 
 def _check_atlas_augmentation(trainer: SemiSupervisedTrainer) -> None:

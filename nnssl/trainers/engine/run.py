@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import nnssl
 from nnssl.errors import UserError
 from nnssl.inference.device import choose_device
 from nnssl.inference.models import AUTO
+from nnssl.planners.plans_file import read_plans, refuse_foreign_code
 from nnssl.preprocessing.configuration import require_preprocessed
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine.auto import chosen_trainer, situation_of
 from nnssl.trainers.engine.distributed import current_ranks, joined, ranks_of_environment
 from nnssl.trainers.engine.launch import launch
 from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
+from nnssl.trainers.engine.record import record_run
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.engine.settings import parse_overrides
 from nnssl.trainers.registry import get_trainer
-from nnssl.utils.files import read_json, write_json
+from nnssl.utils.files import read_json
+from nnssl.utils.lock import only_process
 from nnssl.utils.paths import dataset_name, preprocessed_folder, results_folder
 
 DEFAULT_PLANS = "nnSSLPlans"
@@ -89,6 +88,14 @@ def _run_rank(request: TrainingRequest) -> None:
     trainer = build_trainer(request, trainer_class, device)
     folder = Path(trainer.output_folder)
     trainer.disable_checkpointing = request.disable_checkpointing
+    with contextlib.ExitStack() as lock:
+        # the ranks of a training share the lock of the first
+        ranks.from_main(lambda: lock.enter_context(only_process(folder, "trains this run")))
+        _train_and_validate(request, trainer, overrides)
+
+
+def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer, overrides: dict[str, Any]) -> None:
+    ranks, folder = trainer.ranks, Path(trainer.output_folder)
     start = ranks.from_main(lambda: _checkpoint_to_load(request, folder))
     if start is not None:
         trainer.load_checkpoint(start)
@@ -106,6 +113,9 @@ def _run_rank(request: TrainingRequest) -> None:
         if not trainer.was_initialized:
             trainer.initialize()
         if ranks.is_main:
+            if start is None:
+                for name in (FINAL, LATEST):
+                    (folder / name).unlink(missing_ok=True)
             record_run(trainer)
         trainer.run_training()
     # the rest is done by each on its own, and takes unequal times
@@ -179,7 +189,15 @@ def _requested_plan(request: TrainingRequest) -> _RequestedPlan:
     results_folder()
     plans_name = request.plans or _only_plans(base, name)
     advice = f"nnssl_plan_and_preprocess -d {name}"
-    plans = read_json(base / f"{plans_name}.json", fix=advice)
+    plans = read_plans(base / f"{plans_name}.json", fix=advice)
+    if plans["dataset_name"] != name:
+        raise UserError(
+            "the plans were made for another data set",
+            where=base / f"{plans_name}.json",
+            expected=name,
+            found=plans["dataset_name"],
+            fix=advice,
+        )
     dataset_json = read_json(base / "dataset.json", fix=advice)
     planned = list(plans["configurations"])
     configuration = request.configuration or ("3d_fullres" if "3d_fullres" in planned else "2d")
@@ -190,6 +208,7 @@ def _requested_plan(request: TrainingRequest) -> _RequestedPlan:
             expected=", ".join(planned),
             found=configuration,
         )
+    refuse_foreign_code(plans, configuration, base / f"{plans_name}.json")
     require_preprocessed(plans, configuration, dataset_json)
     return _RequestedPlan(name, base, plans_name, plans, configuration, dataset_json)
 
@@ -219,32 +238,6 @@ def build_trainer(
     plan = _requested_plan(request)
     plan.plans["continue_training"] = request.resume
     return trainer_class(plan.plans, plan.configuration, _fold(request.fold), plan.dataset_json, device)
-
-
-def record_run(trainer: SemiSupervisedTrainer) -> None:
-    """Writes ``run.json`` into the run folder: what is needed to repeat the run."""
-    write_json(
-        {
-            "command": sys.argv,
-            "trainer": type(trainer).__name__,
-            "hyperparameters": trainer.hyperparameter_values(),
-            "settings": trainer.settings.as_dict(),
-            "dataset": trainer.plans_manager.dataset_name,
-            "plans": trainer.plans_manager.plans_name,
-            "configuration": trainer.configuration_name,
-            "fold": trainer.fold,
-            "cases": {"labeled": len(trainer.split().train), "unlabeled": len(trainer.split().unlabeled)},
-            "device": str(trainer.device),
-            "processes": trainer.ranks.size,
-            "versions": {
-                "nnssl": nnssl.__version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("nnunetv2", "torch", "numpy", "batchgeneratorsv2")},
-            },
-            "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
-        },
-        Path(trainer.output_folder, "run.json"),
-    )
 
 
 def _settings(request: TrainingRequest) -> RunSettings:
@@ -304,7 +297,7 @@ def _only_plans(base: Path, name: str) -> str:
         return DEFAULT_PLANS
     candidates = []
     for path in sorted(base.glob("*Plans.json")) if base.is_dir() else []:
-        if "semi_supervised" in json.loads(path.read_text(encoding="utf-8")):
+        if "semi_supervised" in read_plans(path, fix=f"nnssl_plan_and_preprocess -d {name}"):
             candidates.append(path.stem)
     if len(candidates) == 1:
         return candidates[0]
@@ -334,6 +327,4 @@ def _checkpoint_to_load(request: TrainingRequest, folder: Path) -> str | None:
             where=existing[0],
             fix="continue it with --c, start again with --overwrite, or keep it by choosing another nnUNet_results",
         )
-    for path in existing:
-        path.unlink()
     return None

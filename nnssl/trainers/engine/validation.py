@@ -18,6 +18,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from torch import nn
 from tqdm import tqdm
 
+from nnssl.dataloading.cases import NamedErrors
 from nnssl.evaluation.evaluator import evaluate_folders
 from nnssl.inference.predictor import Predictor
 from nnssl.networks.unwrap import deep_supervision
@@ -103,10 +104,12 @@ def predict_logits(predictor: Predictor, image: torch.Tensor) -> torch.Tensor:
 
 def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Path, save_probabilities: bool) -> None:
     predictor = predictor_of(trainer)
-    dataset = trainer.dataset_class(
-        trainer.preprocessed_dataset_folder,
-        cases,
-        folder_with_segs_from_previous_stage=trainer.folder_with_segs_from_previous_stage,
+    dataset = NamedErrors(
+        trainer.dataset_class(
+            trainer.preprocessed_dataset_folder,
+            cases,
+            folder_with_segs_from_previous_stage=trainer.folder_with_segs_from_previous_stage,
+        )
     )
     ranks = trainer.ranks
     processes = _export_processes(len(cases) // ranks.size, ranks.local_size)

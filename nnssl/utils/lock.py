@@ -1,0 +1,59 @@
+"""A folder that only one process at a time works in."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nnssl.errors import UserError
+
+LOCK_FILE = ".lock"
+_HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def only_process(folder: str | os.PathLike[str], work: str) -> Iterator[None]:
+    """Keeps other processes out of ``folder`` while the block runs.
+
+    The lock belongs to the process: worker processes do not inherit it, and the operating system releases it when the
+    process ends, however it ends. The file ``.lock`` stays; it says who held it last. Where the file system has no
+    locks that is told, and the block runs.
+
+    Args:
+        folder: is made if it is missing.
+        work: what a process does there, such as "trains this run".
+
+    Raises:
+        UserError: if another process holds the lock; it names the folder and the process.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, "a+", encoding="utf-8") as file:
+        try:
+            # not flock, whose locks live on in forked workers when their parent is killed
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS_HERE:
+                print(f"WARNING: the file system of {folder} has no locks: start nothing else in it", file=sys.stderr)
+            elif error.errno in _HELD_BY_ANOTHER:
+                file.seek(0)
+                raise UserError(
+                    f"another process {work}",
+                    where=folder,
+                    found=file.read().strip() or "a process that has just started",
+                    fix="wait until it is done, or end it",
+                ) from None
+            else:
+                raise
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield

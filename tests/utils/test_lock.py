@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnssl.errors import UserError
+from nnssl.utils.lock import LOCK_FILE, only_process
+
+HOLDER = """
+import os, sys, time
+from nnssl.utils.lock import only_process
+with only_process(sys.argv[1], "trains this run"):
+    worker = os.fork()
+    if worker != 0:
+        print(worker, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock and has a forked worker, whose number is ``worker``."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.worker = int(process.stdout.readline())
+    yield process
+    for number in (process.pid, process.worker):
+        try:
+            os.kill(number, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait(timeout=10)
+    process.stdout.close()
+
+
+def test_a_second_process_is_told_who_is_there(tmp_path, holder):
+    with pytest.raises(UserError) as refusal, only_process(tmp_path, "trains this run"):
+        pytest.fail("the lock was given twice")
+    assert "another process trains this run" in str(refusal.value)
+    assert str(tmp_path) in str(refusal.value)
+    assert f"process {holder.pid} on " in str(refusal.value)
+
+
+def test_a_killed_process_holds_nothing_though_its_worker_lives(tmp_path, holder):
+    holder.kill()
+    holder.wait(timeout=10)
+    os.kill(holder.worker, 0)  # alive
+    with only_process(tmp_path, "trains this run"):
+        assert f"process {os.getpid()} on " in (tmp_path / LOCK_FILE).read_text()
+
+
+def test_the_lock_is_free_after_the_block(tmp_path):
+    for _ in range(2):
+        with only_process(tmp_path / "new" / "folder", "works"):
+            pass
+    code = "import sys; from nnssl.utils.lock import only_process\nwith only_process(sys.argv[1], 'works'): print('in')"
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "new" / "folder")], capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout == "in\n", result.stderr
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
+    def none(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    with only_process(tmp_path, "works"):
+        pass
+    assert "has no locks" in capsys.readouterr().err
+
+
+def test_other_errors_are_not_hidden(tmp_path, monkeypatch):
+    def broken(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "lockf", broken)
+    with pytest.raises(OSError, match="Input/output"), only_process(Path(tmp_path), "works"):
+        pytest.fail("ran without lock")
