@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import avg_pool2d, avg_pool3d, max_pool2d, max_pool3d
 
 SHORT = 16
-"""Axes of fewer voxels are replaced as a whole."""
+"""Along axes of fewer voxels a cell is one voxel, and the edges of windows are not limited."""
 
 
 class Windows(NamedTuple):
@@ -42,7 +42,7 @@ def cell_edges(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def largest_edges(shape: Sequence[int], share: float) -> tuple[int, ...]:
-    """Largest edges of a window in cells: ``share`` of the patch, but at least one cell, and all of a short axis."""
+    """Largest edges of a window in cells: ``share`` of the patch, but at least one cell; a short axis is no limit."""
     return tuple(
         n if n < SHORT else max(1, round(n * share) // cell) for n, cell in zip(shape, cell_edges(shape), strict=True)
     )

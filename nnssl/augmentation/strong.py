@@ -35,6 +35,8 @@ def strong_view(images: torch.Tensor, uniform: torch.Tensor, normal: torch.Tenso
     """
     if uniform.shape != (*images.shape[:2], NUMBERS) or normal.shape != images.shape:
         raise ValueError(f"random numbers {tuple(uniform.shape)} and {tuple(normal.shape)} for {tuple(images.shape)}")
+    if not len(images):  # steps of a first phase have no unlabeled patches, and convolutions need some
+        return images
     gates, values = uniform[..., :4] < APPLIED, uniform[..., 4:]
     brightness = _drawn(_BRIGHTNESS, gates[..., 0], values[..., 0], 1.0)
     contrast = _drawn(_CONTRAST, gates[..., 1], values[..., 1], 1.0)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import max_pool2d, max_pool3d
 
 from nnssl.errors import UserError
 from nnssl.networks.class_exchange import mix_in
@@ -114,10 +113,15 @@ def block_means(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def max_pooled(features: torch.Tensor) -> torch.Tensor:
-    """Maximum pooling ``(N, C, *S)`` with edge 3 and stride 2, but not along axes of fewer than 3 voxels."""
-    pool = {2: max_pool2d, 3: max_pool3d}[features.ndim - 2]
-    long = [n >= 3 for n in features.shape[2:]]
-    return pool(features, [3 if one else 1 for one in long], [2 if one else 1 for one in long])
+    """Maximum pooling ``(N, C, *S)`` with edge 3 and stride 2, but not along axes of fewer than 3 voxels.
+
+    torch's pooling has no deterministic gradient on GPUs.
+    """
+    pooled = features
+    for axis in range(2, features.ndim):
+        if features.shape[axis] >= 3:
+            pooled = pooled.unfold(axis, 3, 2).amax(-1)
+    return pooled
 
 
 def _encoder_and_decoder(network: nn.Module) -> tuple[Any, Any]:

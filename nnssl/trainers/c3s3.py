@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nnssl.losses.consistency import cosine_distance, mean_squared_difference
 from nnssl.losses.contrast import intersection_union_contrast
+from nnssl.losses.labels import class_masks
 from nnssl.losses.schedules import sigmoid_rampup
 from nnssl.networks.ensemble import Ensemble
 from nnssl.networks.features import FeatureTap, last_decoder_stage, projector_on_last_stage
@@ -48,10 +49,10 @@ class C3S3(TwoStudents):
     a V-Net with the encoder of ResNet-34. View 1 is the patch as nnU-Net augments it and view 2 a strong view of it
     (`nnssl.augmentation.strong`): in the code, the views differ by dropout, which nnU-Net has none of. Their cosine is
     taken along classes; ``cosine_axis=last`` is the code's, the last spatial axis, which depends on how patches are
-    oriented. One backward pass: L_iuc, which the code adds to the losses of both networks and so counts twice, has the
-    weight 2. The Dice of the competition is nnU-Net's, per patch. The ramp w ends with the training; alpha is that for
-    the left atrium (pancreas: 0.5). Deep supervision for L_sup only. Pretrained weights go into A, to which alone they
-    fit.
+    oriented; a single region has but one logit per voxel, whose direction is its sign, so take ``last`` there. One
+    backward pass: L_iuc, which the code adds to the losses of both networks and so counts twice, has the weight 2. The
+    Dice of the competition is nnU-Net's, per patch. The ramp w ends with the training; alpha is that for the left
+    atrium (pancreas: 0.5). Deep supervision for L_sup only. Pretrained weights go into A, to which alone they fit.
 
     The mean of both networks predicts (`Ensemble`), ``deploy=first`` A alone, ``deploy=second`` B alone. nnssl_predict
     knows all three. Stock nnU-Net can use ``first`` only: it builds the planned network from a checkpoint, and averages
@@ -220,8 +221,7 @@ class C3S3(TwoStudents):
         labels = self.hard_labels(logits)
         if self.label_manager.has_regions:
             return labels
-        classes = torch.arange(1, logits.shape[1], device=logits.device)
-        return labels == classes.view(1, -1, *[1] * (logits.ndim - 2))
+        return class_masks(labels, logits.shape[1])[:, 1:]
 
     def optimize(self, step: Step) -> dict[str, torch.Tensor]:
         return super().optimize(step) | step.extra.get("facts", {})

@@ -52,9 +52,10 @@ class CAD(TwoStudents, BCP):
         L     = L_1 + L_2,   w(p) = exp(-5 (1 - p)^2),   x~: both displaced views,   Dice: 1 - soft Dice
 
     Images alone are displaced, and no label. Confidence and windows are found on cells of 4 voxels per axis, on the
-    device. Axes of fewer than 16 voxels are replaced whole. Where no window qualifies, a view stays as it is. A source
-    is at least as confident as its target. What is constant (padding) never takes part; noise of the augmentation
-    hides it. Regions: c = mean |2 p - 1|, KL summed over regions.
+    device (the largest components of the pseudo-labels of both views, as in `BCP`, on the host). Along axes of fewer
+    than 16 voxels windows are as long as the bounding box. Where no window qualifies, a view stays as it is. A source
+    is at least as confident as its target. What is constant (padding) never takes part; noise of the augmentation hides
+    it. Regions: c = mean |2 p - 1|, KL summed over regions.
 
     Chosen: schedules (linear); confidence of the student itself; one box per view; the strong view is that of the
     other trainers, without cutout; the ramp w, since nothing is pretrained (``cross_ramp=False`` and
@@ -88,6 +89,8 @@ class CAD(TwoStudents, BCP):
             check_value(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
         for name in ("edge_start", "edge_end"):
             check_value(self, name, 0 < getattr(self, name) <= 1, "above 0 and at most 1")
+        for name in ("cross_weight", "consistency_weight"):
+            check_value(self, name, getattr(self, name) >= 0, "at least 0")
         check_value(self, "threshold_end", self.threshold_end >= self.threshold_start, "at least threshold_start")
         check_value(self, "edge_end", self.edge_end >= self.edge_start, "at least edge_start")
         check_value(self, "source_candidates", self.source_candidates >= 1, "at least 1")

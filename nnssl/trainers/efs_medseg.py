@@ -92,11 +92,13 @@ class EFSMedSeg(SemiSupervisedTrainer):
     running_dice: RunningDice
 
     def check_settings(self) -> None:
-        for name in ("reconstruction_weight", "kl_weight", "contrast_weight", "dice_weight", "prototype_voxels"):
+        for name in ("reconstruction_weight", "kl_weight", "contrast_weight", "dice_weight"):
             check_value(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("equal_weights_share", "kl_rampup_share", "labeled_contrast_share"):
             check_value(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
         check_value(self, "temperature", self.temperature > 0, "above 0")
+        # with 0, structures that a patch does not show would have prototypes
+        check_value(self, "prototype_voxels", self.prototype_voxels >= 1, "at least 1")
         possible = self.contrast == "prototypes" or self.contrast_weight == 0 or self.reconstruction_weight > 0
         check_value(self, "contrast", possible, "prototypes, since without reconstruction_weight no image is made")
 

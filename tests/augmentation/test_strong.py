@@ -25,6 +25,11 @@ def test_blur_is_the_gaussian_filter_of_scipy(shape):
             np.testing.assert_allclose(found[n, c].numpy(), expected, atol=1e-10)
 
 
+def test_no_patches_have_no_strong_view():
+    x = torch.zeros(0, 2, 6, 6)
+    assert strong_view(x, torch.zeros(0, 2, NUMBERS), x).shape == x.shape
+
+
 def test_contrast_scales_about_the_mean_within_the_range():
     x = torch.tensor([[[0.0, 1.0, 2.0, 5.0]]])
     torch.testing.assert_close(with_contrast(x, torch.tensor([[0.5]])), torch.tensor([[[1.0, 1.5, 2.0, 3.5]]]))

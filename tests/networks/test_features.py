@@ -15,6 +15,7 @@ from nnssl.networks.features import (
     head_on_last_stage,
     last_but_one_decoder_stage,
     last_decoder_stage,
+    max_pooled,
 )
 from nnssl.networks.unwrap import set_deep_supervision
 from tests.support.unets import KINDS, small_unet
@@ -149,3 +150,23 @@ def test_a_tapped_layer_can_also_be_scaled_and_keeps_its_names():
     with tap.open(), scaled_channels([layer], [torch.zeros(1, 8)]):
         network(torch.randn(1, 1, 8, 8))
         assert not tap.output.any()
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (6, 2, 9)])
+def test_maximum_pooling_and_its_gradient_are_those_of_torch(shape):
+    pool = {2: torch.nn.functional.max_pool2d, 3: torch.nn.functional.max_pool3d}[len(shape)]
+    edges, strides = ([value if n >= 3 else 1 for n in shape] for value in (3, 2))
+    ours, theirs = (torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    found, expected = max_pooled(ours.requires_grad_()), pool(theirs.requires_grad_(), edges, strides)
+    assert torch.equal(found, expected)
+    weights = torch.randn(found.shape)
+    for result in (found, expected):
+        (result * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    # torch's own raises where GPUs shall compute deterministically
+    functions, seen = [found.grad_fn], set()
+    while functions:
+        function = functions.pop()
+        seen.add(function.name())
+        functions += [one for one, _ in function.next_functions if one is not None]
+    assert not any("MaxPool" in name for name in seen)

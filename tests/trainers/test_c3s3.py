@@ -66,21 +66,49 @@ def test_the_winner_is_chosen_on_labeled_patches_only_and_ties_go_to_the_second(
     assert not trainer.first_wins(step, [logits[0], logits[0]])
 
 
-@pytest.mark.parametrize("alpha", [0.8, 0.5])
-def test_score_of_the_competition(make, alpha):
-    data, trainer = make(competition_alpha=alpha)
+def test_score_of_the_competition(make):
+    """One network has the lower cross entropy, the other the better Dice: alpha decides, at the value computed here."""
+    data, trainer = make()
     step = forwarded(trainer, data.batch(0))
-    logits, y = full(step), step.target[0]
-    scores = []
-    for views in logits:
-        score = 0.0
-        for view in views:
-            o = view[:1].detach()
-            p, t = o.softmax(1)[:, 1], (y[:, 0] == 1).float()
-            dice = (2 * (p * t).sum() + 1e-5) / (p.sum() + t.sum() + 1e-5)
-            score += alpha * torch.nn.functional.cross_entropy(o, y[:, 0].long()) + (1 - alpha) * (1 - dice)
-        scores.append(float(score))
-    assert bool(trainer.first_wins(step, logits)) == (scores[0] < scores[1])
+    truth = (step.target[0] == 1).float()
+    wrong = torch.zeros_like(truth)
+    wrong.view(-1)[:400] = 1
+    views = []
+    # sure and sometimes wrong, or always right and never sure; both views differ
+    for size, errors in ((6.0, wrong), (5.0, wrong), (0.5, 0 * wrong), (0.4, 0 * wrong)):
+        o = size * (2 * (truth - errors).abs() - 1)
+        labeled = torch.cat([torch.zeros_like(o), o], 1)
+        views.append(torch.cat([labeled, torch.zeros_like(step.heads[0][1:])]))
+    logits = [views[:2], views[2:]]
+    entropy, dice = [], []
+    for pair in logits:
+        o = [view[:1].double() for view in pair]
+        p, t = [one.softmax(1)[:, 1] for one in o], truth[:, 0].double()
+        entropy.append(sum(float(torch.nn.functional.cross_entropy(one, t.long())) for one in o))
+        dice.append(sum(float(1 - (2 * (one * t).sum() + 1e-5) / (one.sum() + t.sum() + 1e-5)) for one in p))
+    assert entropy[0] > entropy[1]
+    assert dice[0] < dice[1]
+    even = (dice[1] - dice[0]) / (entropy[0] - entropy[1] + dice[1] - dice[0])
+    for alpha in (even - 1e-3, even + 1e-3):
+        trainer.competition_alpha = alpha
+        assert bool(trainer.first_wins(step, logits)) == (alpha < even)
+
+
+def test_weights_of_the_terms(make):
+    data, trainer = make()
+    step = forwarded(trainer, data.batch(0))
+    terms = trainer.unsupervised_loss(step)
+    logits = full(step)
+    wins = trainer.first_wins(step, logits)
+    competition = trainer.competition_loss(wins, *([view[1:] for view in views] for views in logits))
+    torch.testing.assert_close(terms["competition"], 0.1 * competition)
+    torch.testing.assert_close(terms["contrast"], 2 * trainer.contrast_loss(step.extra["features"], logits))
+    for network, found in enumerate((trainer.supervised_loss(step), terms["second_supervised"])):
+        views = [[head[:1] for head in heads] for heads in step.extra["heads"][network]]
+        torch.testing.assert_close(found, sum(trainer.loss(view, step.target) for view in views) / 2)
+    step.progress = 0.5
+    ramped = trainer.unsupervised_loss(step)["competition"] / terms["competition"]
+    assert ramped.item() == pytest.approx(0.286505, rel=1e-4)
 
 
 def test_sharpened_labels_of_the_winner(make):
@@ -161,7 +189,9 @@ def test_each_optimizer_trains_one_network_and_its_projector(make):
 
 def test_losses_of_the_phases(make):
     data, trainer = make(pretrain_share=0.5)
-    assert set(trainer.train_step(data.batch(0))) == {"loss", "supervised", "second_supervised"}
+    # the streams deliver no unlabeled patches in a first phase
+    batch = data.batch(0) | {"unlabeled": None}
+    assert set(trainer.train_step(batch)) == {"loss", "supervised", "second_supervised"}
     trainer.train_step(data.batch(1))
     losses = trainer.train_step(data.batch(2))
     assert set(losses) == {

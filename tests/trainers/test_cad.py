@@ -219,6 +219,44 @@ def test_without_mixing(make):
     assert set(trainer.train_step(batch)) == names | pairs | {"loss", "replaced", "foreground_sources"}
 
 
+def test_each_student_learns_from_the_teacher_s_view_of_its_own(make):
+    data, trainer = make()
+    step = forwarded(trainer, data.batch(0))
+    # labels of the two views shall differ
+    for parameter in trainer.teacher.parameters():
+        parameter.normal_()
+    terms = trainer.unsupervised_loss(step)
+    for name, heads, view in zip(
+        ("pseudo", "second_pseudo"),
+        (step.heads, step.extra["second_heads"]),
+        step.extra["unlabeled_views"],
+        strict=True,
+    ):
+        torch.testing.assert_close(terms[name], trainer.pseudo_loss(step, heads, trainer.teacher(view)))
+
+
+def test_without_mixing_students_are_drawn_to_the_teacher(make):
+    data, trainer = make(input_mix="none")
+    step = forwarded(trainer, data.batch(0), progress=0.5)
+    for parameter in trainer.teacher.parameters():
+        parameter.normal_()
+    terms = trainer.unsupervised_loss(step)
+    for name, heads, view in zip(
+        ("consistency", "second_consistency"), (step.heads, step.extra["second_heads"]),
+        step.extra["unlabeled_views"], strict=True,
+    ):  # fmt: skip
+        difference = (heads[0][2:].softmax(1) - trainer.teacher(view).softmax(1)).square().mean()
+        torch.testing.assert_close(terms[name], 0.1 * 0.286505 * difference, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("input_mix", ["bcp", "none"])
+def test_a_first_phase_needs_no_unlabeled_patches(make, input_mix):
+    data, trainer = make(pretrain_share=0.5, input_mix=input_mix)
+    losses = trainer.train_step(data.batch(0) | {"unlabeled": None})
+    assert set(losses) == {"loss", "supervised", "second_supervised"}
+    assert losses["loss"].isfinite()
+
+
 def test_confidence_of_regions(build):
     _, trainer = build("CAD", PAIRED | {"regions": True, "classes": 3})
     logits = torch.zeros(1, 2, 16, 16, 16)
@@ -248,6 +286,8 @@ def test_users_are_told_that_it_is_a_re_interpretation():
         {"edge_start": 0.0},
         {"edge_start": 0.5},
         {"source_candidates": 0},
+        {"cross_weight": -1.0},
+        {"consistency_weight": -1.0},
     ],
 )
 def test_unusable_values_are_refused(make, setting):

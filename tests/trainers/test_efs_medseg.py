@@ -248,6 +248,7 @@ def test_regions_weigh_as_the_worst_of_them(make):
     [
         {"kl_weight": -1.0},
         {"temperature": 0.0},
+        {"prototype_voxels": 0},
         {"labeled_contrast_share": 1.5},
         {"contrast": "global", "reconstruction_weight": 0.0},
     ],
