@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--atlas-augmentation",
         choices=("regional_switch", "none"),
-        help="regional_switch: pairs of labeled cases exchange boxes at corresponding positions; worth a try wherever "
-        "labels are few (default: as the method demands, mostly none)",
+        help="regional_switch: pairs of labeled cases exchange boxes at corresponding positions "
+        "(default: as the method demands, mostly none)",
     )
     add("--epochs", type=int, help="number of epochs (default: 1000)")
     add("--iterations-per-epoch", type=int, help="steps per epoch (default: 250)")
