@@ -150,7 +150,7 @@ def _recorded(base: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("name", ["MeanTeacher", "SelfTraining"])
+@pytest.mark.parametrize("name", ["Supervised", "MeanTeacher", "SelfTraining"])
 def test_training_is_killed_and_goes_on(name, pristine, tmp_path):
     """Self-training works on whole cases between its rounds; pseudo-labels that it finds finished are kept."""
     flags = "-device cpu --epochs 12 --iterations-per-epoch 3 --seed 5 --deterministic --disable_memory_check"

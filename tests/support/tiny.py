@@ -23,7 +23,7 @@ from nnssl.utils.files import write_json
 # the contract can be held against another device too, such as cuda
 DEVICE = torch.device(os.environ.get("NNSSL_TEST_DEVICE", "cpu"))
 
-# what costs more than the tiny network itself
+# settings for tests over all trainers: what costs more than the tiny network itself
 LIGHT: dict[str, dict[str, Any]] = {"C3S3": {"embedding_channels": 4}}
 
 NAME = "Dataset901_Tiny"
@@ -46,6 +46,7 @@ class Tiny:
     labeled_batch: int = 1
     unlabeled_batch: int = 2
     micro_batch: int | None = None
+    light: bool = False
     folder: Path = field(default_factory=Path)
     targets: dict[str, Any] = field(default_factory=dict)
 
@@ -97,7 +98,7 @@ class Tiny:
         trainer = self.bare_trainer(name, fold)
         # the estimate takes longer than these trainings
         settings = RunSettings(seed=0, deterministic=True, micro_batch=self.micro_batch, memory_check=False)
-        trainer.configure(budget | LIGHT.get(name, {}) | overrides, settings)
+        trainer.configure(budget | (LIGHT.get(name, {}) if self.light else {}) | overrides, settings)
         trainer.initialize()
         return trainer
 
