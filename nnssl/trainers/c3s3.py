@@ -167,7 +167,7 @@ class C3S3(TwoStudents):
         for views in logits:
             score = torch.zeros((), device=self.device)
             for view in views:
-                labeled = view[: len(step.labeled)]
+                labeled = view[: len(step.labeled)].detach()
                 labels, annotated = self.annotation(labeled, step.target[0])
                 overlap = dice(labeled, labels, loss_mask=annotated)
                 score += self.competition_alpha * self.cross_entropy(labeled, step.target[0])
