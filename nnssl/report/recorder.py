@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnssl.networks.ema import EMATeacher
-from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine.preview import inner_network, label_map
 
 NO_LABEL = -1
 
@@ -54,8 +53,8 @@ class Recorder:
         self.trainer = trainer
         self.passes: list[Pass] = []
         self.step = 0
-        self._names = {id(_inner(trainer.network)): "student"}
-        self._names |= {id(_inner(module)): name for name, module in trainer._modules.items()}
+        self._names = {id(inner_network(trainer.network)): "student"}
+        self._names |= {id(inner_network(module)): name for name, module in trainer._modules.items()}
         # outputs are kept, or their memory would be given to others while a step goes on
         self._outputs: dict[int, tuple[torch.Tensor, Pass]] = {}
         self._in_heads = False
@@ -72,7 +71,7 @@ class Recorder:
                 result = heads(network, images)
             finally:
                 self._in_heads = False
-            seen = self._note(self._names.get(id(_inner(network)), type(network).__name__), images)
+            seen = self._note(self._names.get(id(inner_network(network)), type(network).__name__), images)
             self._outputs[result[0].untyped_storage().data_ptr()] = result[0], seen
             return result
 
@@ -99,9 +98,9 @@ class Recorder:
             self._outputs.clear()
 
     def _networks(self) -> Iterator[tuple[nn.Module, str]]:
-        yield _inner(self.trainer.network), "student"
+        yield inner_network(self.trainer.network), "student"
         for name, module in self.trainer._modules.items():
-            yield _inner(module), name
+            yield inner_network(module), name
 
     def _hook(self, network: nn.Module, name: str) -> Any:
         """Watches passes that do not go through ``heads``, such as those of methods that call the encoder."""
@@ -132,19 +131,4 @@ class Recorder:
         where = torch.ones_like(labels, dtype=torch.bool)
         if weight is not None:
             where = (weight > 0).any(1).cpu().expand_as(labels)
-        labels[where] = self.label_map(target)[where]
-
-    def label_map(self, target: torch.Tensor) -> torch.Tensor:
-        """``(N, *P)`` of a reference or pseudo-label ``(N, C, *P)``; without the channel of an ignore label."""
-        target = target.detach().cpu()
-        if not self.trainer.label_manager.has_regions:
-            return target[:, 0].to(torch.int16)
-        labels = torch.zeros((len(target), *target.shape[2:]), dtype=torch.int16)
-        for region in range(self.trainer.label_manager.num_segmentation_heads):
-            labels[target[:, region] > 0] = region + 1
-        return labels
-
-
-def _inner(module: nn.Module) -> nn.Module:
-    module = unwrap(module)
-    return unwrap(module.network) if isinstance(module, EMATeacher) else module
+        labels[where] = label_map(self.trainer, target)[where]

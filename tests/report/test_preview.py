@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from nnssl.cli import run
-from nnssl.report.preview import Patch, _slice, save_patches
+from nnssl.pictures.patches import Patch, cut, save_patches
 from nnssl.report.recorder import NO_LABEL, Recorder
+from nnssl.trainers.engine.preview import label_map
 from nnssl.trainers.registry import registered_trainers
 from tests.support.tiny import Tiny
 
@@ -83,7 +84,7 @@ def test_regions_are_numbered(build):
     data, trainer = build("Supervised", {"regions": True})
     target = torch.zeros(1, 2, *data.patch, dtype=torch.bool)
     target[:, 0, :8], target[:, 1, :4] = True, True
-    labels = Recorder(trainer).label_map(target)
+    labels = label_map(trainer, target)
     assert (labels[0, :4] == 2).all()
     assert (labels[0, 4:8] == 1).all()
     assert (labels[0, 8:] == 0).all()
@@ -108,11 +109,11 @@ def test_slices_lie_across_the_largest_spacing_where_the_labels_are():
     labels = np.zeros((6, 8, 10), int)
     labels[4, 2:5, 2:5] = 1
     image = np.arange(480.0).reshape(6, 8, 10)
-    shown, contour, aspect = _slice(Patch("", image, labels), (3, 1, 2))
+    shown, contour, aspect = cut(Patch("", image, labels), (3, 1, 2))
     assert aspect == 0.5
     np.testing.assert_array_equal(shown, image[4])
     np.testing.assert_array_equal(contour, labels[4])
-    shown, contour, _ = _slice(Patch("", image, None), (1, 1, 3))
+    shown, contour, _ = cut(Patch("", image, None), (1, 1, 3))
     np.testing.assert_array_equal(shown, image[:, :, 5])
     assert contour is None
 

@@ -96,8 +96,10 @@ class Tiny:
         """An initialized trainer in deterministic mode with seed 0, two epochs of two steps unless overridden."""
         budget: dict[str, Any] = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
         trainer = self.bare_trainer(name, fold)
-        # the estimate takes longer than these trainings
-        settings = RunSettings(seed=0, deterministic=True, micro_batch=self.micro_batch, memory_check=False)
+        # the estimate and the pictures take longer than these trainings
+        settings = RunSettings(
+            seed=0, deterministic=True, micro_batch=self.micro_batch, memory_check=False, preview_every=0
+        )
         trainer.configure(budget | (LIGHT.get(name, {}) if self.light else {}) | overrides, settings)
         trainer.initialize()
         return trainer

@@ -116,7 +116,9 @@ def _use_double_precision(trainer: Any) -> None:
 
 
 def _to_double(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.double() if torch.is_tensor(value) and value.is_floating_point() else value for value in arguments)
+    return tuple(
+        value.double() if torch.is_tensor(value) and value.is_floating_point() else value for value in arguments
+    )
 
 
 def _gradients(trainer: Any) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from nnssl.errors import UserError
 from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.history import not_finite
 from nnssl.trainers.engine.pipelines import worker_counts
+from nnssl.trainers.engine.preview import preview_is_due, save_preview_of_epoch
 from nnssl.trainers.engine.schedule import update_learning_rates
 from nnssl.trainers.engine.stopping import StopRequest
 
@@ -63,10 +64,10 @@ def train(trainer: SemiSupervisedTrainer) -> None:
 
 
 class _Clock:
-    """When the last checkpoint and plot were made, and whether a lack of patches was told."""
+    """When the last checkpoint, plot and preview were made, and whether a lack of patches was told."""
 
     def __init__(self) -> None:
-        self.saved = self.plotted = time.monotonic()
+        self.saved = self.plotted = self.pictured = time.monotonic()
         self.has_warned = False
 
 
@@ -80,13 +81,14 @@ def _progress_bar(trainer: SemiSupervisedTrainer) -> tqdm:
 def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clock: _Clock) -> None:
     epoch = trainer.current_epoch
     _open_epoch(trainer)
-    began, steps = time.monotonic(), 0
+    began, steps, batch = time.monotonic(), 0, None
     trainer.dataloader_train.restart_clock()
     while trainer.iteration < (epoch + 1) * trainer.num_iterations_per_epoch:
         _save_or_stop(trainer, stop, clock)
         if trainer.iteration in trainer.phase_starts:
             began += _start_phase(trainer, stop, clock)
-        trainer.meter.add(trainer.train_step(next(trainer.dataloader_train)))
+        batch = next(trainer.dataloader_train)
+        trainer.meter.add(trainer.train_step(batch))
         steps += 1
         bar.update()
     trainer.meter.average(trainer.ranks.mean)
@@ -104,7 +106,7 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
     _validate_online(trainer)
     _close_epoch(trainer, losses, timing, bar)
     _warn_of_starving(trainer, timing, clock)
-    _save_epoch(trainer, clock)
+    _save_epoch(trainer, clock, batch)
 
 
 def begin_phase(trainer: SemiSupervisedTrainer, stopping: Callable[[], bool]) -> bool:
@@ -201,8 +203,8 @@ def _warn_of_starving(trainer: SemiSupervisedTrainer, timing: dict[str, float], 
     )
 
 
-def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:
-    """Counts the epoch as done, then writes curves, plot and checkpoints where they are due."""
+def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock, batch: dict[str, Any] | None) -> None:
+    """Counts the epoch as done, then writes curves, pictures (of its last batch) and checkpoints where they are due."""
     folder = Path(trainer.output_folder)
     trainer.meter.clear()
     trainer.current_epoch += 1
@@ -213,6 +215,9 @@ def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:
     if done or time.monotonic() - clock.plotted > PLOT_EVERY_SECONDS:
         trainer.logger.plot_progress_png(str(folder))
         clock.plotted = time.monotonic()
+    if batch is not None and preview_is_due(trainer, trainer.current_epoch, time.monotonic() - clock.pictured):
+        save_preview_of_epoch(trainer, batch, trainer.current_epoch)
+        clock.pictured = time.monotonic()
     average = _average_dice(trainer)
     if average is not None and (trainer._best_ema is None or average > trainer._best_ema):
         trainer._best_ema = average

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import matplotlib.image
+import pytest
+import torch
+
+from nnssl.cli import run
+from nnssl.networks.unwrap import unwrap
+from nnssl.trainers.engine import preview
+from nnssl.trainers.registry import trainer_names
+from tests.support.tiny import Tiny
+
+BESIDE = {"teacher", "second", "frozen_teacher"}
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    def build(name: str, options: dict | None = None, **overrides):
+        data = Tiny(**options or {}).write(tmp_path / "data", monkeypatch)
+        return data, data.trainer(name, **overrides)
+
+    threads = torch.get_num_threads()
+    yield build
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Instead of drawing: what would have been drawn."""
+    calls = []
+
+    def save_patches(path, patches, class_names, spacing, **options):
+        calls.append((path, patches, class_names, spacing, options))
+        return path
+
+    monkeypatch.setattr(preview, "save_patches", save_patches)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "seconds", "due"),
+    [
+        (None, 100, 61, [5, 10, 15]),
+        (None, 100, 59, []),
+        (None, 10, 61, [1, 2, 3]),
+        (None, 10, 59, [10]),
+        (4, 10, 0, [4, 8, 10]),
+        (0, 10, 61, []),
+    ],
+)
+def test_when_a_picture_is_due(build, every, epochs, seconds, due):
+    _, trainer = build("Supervised", num_epochs=epochs)
+    trainer.settings = replace(trainer.settings, preview_every=every)
+    found = [epoch for epoch in range(1, min(epochs, 16) + 1) if preview.preview_is_due(trainer, epoch, seconds)]
+    assert found[: len(due)] == due
+    assert bool(found) == bool(due)
+
+
+def test_rows_are_patches_and_what_student_and_teacher_make_of_them(build, drawn):
+    data, trainer = build("MeanTeacher", {"labeled_batch": 2, "unlabeled_batch": 2})
+    with torch.no_grad():
+        for parameter in trainer.teacher.parameters():
+            parameter.mul_(0.5)
+    batch = data.batch()
+    del batch["pseudo_target"]
+    # most foreground in the second labeled patch, there in slice 3
+    batch["target"][0][:] = 0
+    batch["target"][0][0, 0, 5, :4] = 1
+    batch["target"][0][1, 0, 3, :8] = 1
+    trainer.network.train()
+    preview.save_preview_of_epoch(trainer, batch, 3)
+    ((path, patches, names, spacing, options),) = drawn
+    assert path.name == "epoch_0003.png"
+    assert names == {1: "class_1"}
+    assert len(spacing) == 2
+    assert [patch.title for patch in patches[:5]] == [
+        "labeled",
+        "student",
+        "student, confidence",
+        "teacher",
+        "teacher, confidence",
+    ]
+    assert [patch.title for patch in patches[5:]][:2] == ["unlabeled", "student"]
+    assert len(patches) == 2 * options["columns"] == 10
+    torch.testing.assert_close(torch.from_numpy(patches[0].image), batch["data"][1, 0, 3])
+    torch.testing.assert_close(torch.from_numpy(patches[0].labels), batch["target"][0][1, 0, 3].float())
+    assert patches[5].labels is None
+    trainer.network.eval()
+    images = batch["data"].to(trainer.device)
+    for column, network in ((1, trainer.network), (3, trainer.teacher)):
+        with torch.no_grad():
+            logits = trainer.heads(network, images)[0][1, :, 3].cpu()
+        most, second = logits.softmax(0).topk(2, dim=0).values
+        torch.testing.assert_close(torch.from_numpy(patches[column].labels), logits.argmax(0).float())
+        torch.testing.assert_close(torch.from_numpy(patches[column + 1].image), most - second, atol=1e-4, rtol=0)
+        assert patches[column + 1].is_confidence
+    assert not torch.equal(torch.from_numpy(patches[2].image), torch.from_numpy(patches[4].image))
+
+
+def test_the_slice_of_a_patch_without_annotation_shows_the_prediction_and_modes_are_kept(build, drawn):
+    data, trainer = build("CPS")
+    trainer.network.train()
+    trainer.second.eval()
+    preview.save_preview_of_epoch(trainer, {**data.batch(), "pseudo_target": None}, 1)
+    assert unwrap(trainer.network).decoder.training
+    assert not trainer.second.decoder.training
+    patches = drawn[0][1]
+    assert [patch.title for patch in patches[5:8]] == ["unlabeled", "student", "student, confidence"]
+    assert patches[5].labels is None
+    assert (patches[6].labels == patches[7].labels).all()
+
+
+def test_regions_in_2d(build, drawn):
+    data, trainer = build("Supervised", {"dimensions": 2, "regions": True, "classes": 3})
+    batch = data.batch()
+    labels = batch["target"][0]
+    batch |= {"target": [torch.cat([labels > 0, labels == 2], 1)], "unlabeled": None, "pseudo_target": None}
+    preview.save_preview_of_epoch(trainer, batch, 1)
+    _, patches, names, _, _ = drawn[0]
+    assert names == {1: "whole", 2: "core"}
+    assert len(patches) == 3
+    torch.testing.assert_close(torch.from_numpy(patches[0].labels), labels[0, 0].float())
+    heads = trainer.heads(trainer.network.eval(), batch["data"].to(trainer.device))
+    predicted = trainer.hard_labels(heads[0])[0].cpu()
+    expected = torch.where(predicted[1], 2.0, predicted[0].float())
+    torch.testing.assert_close(torch.from_numpy(patches[1].labels), expected)
+
+
+def test_pseudo_labels_of_the_stream_are_shown(build, drawn):
+    data, trainer = build("SelfTraining")
+    trainer.iteration = trainer.phase_starts[-1]
+    batch = data.batch()
+    preview.save_preview_of_epoch(trainer, batch, 1)
+    unlabeled = next(patch for patch in drawn[0][1] if patch.title == "unlabeled")
+    assert unlabeled.labels is not None
+    assert unlabeled.labels.shape == data.patch[1:]
+
+
+@pytest.mark.parametrize("name", trainer_names())
+def test_segmentation_networks_of_every_method(build, name):
+    data, trainer = build(name, {"labeled_batch": 2})
+    networks = dict(preview.segmentation_networks(trainer))
+    assert next(iter(networks)) == "student"
+    images = data.batch()["data"].to(trainer.device)
+    for network in networks.values():
+        assert trainer.heads(network, images)[0].shape == (2, 2, *data.patch)
+    others = set(trainer._modules) - set(networks)
+    assert not others & BESIDE
+
+
+def test_pictures_change_nothing_of_the_training(tmp_path, monkeypatch):
+    weights = []
+    for every in (0, 1):
+        data = Tiny().write(tmp_path / str(every), monkeypatch)
+        trainer = data.trainer("MeanTeacher")
+        trainer.settings.preview_every = every
+        trainer.run_training()
+        weights.append(
+            trainer.teacher.state_dict() | {f"student.{k}": v for k, v in trainer.network.state_dict().items()}
+        )
+        pictures = sorted((data.folder / "nnUNet_results").rglob("previews/*.png"))
+        assert [file.name for file in pictures] == (["epoch_0001.png", "epoch_0002.png"] if every else [])
+        assert all(matplotlib.image.imread(file).std() > 0.05 for file in pictures)
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    torch.use_deterministic_algorithms(False)
+
+
+def test_the_flag(tmp_path, monkeypatch, capsys):
+    data = Tiny().write(tmp_path / "data", monkeypatch)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    threads = torch.get_num_threads()
+    command = ["901", "Supervised", "all", "-device", "cpu", "--epochs", "3", "--iterations-per-epoch", "1"]
+    assert run("train", [*command, "--preview-every", "-1"]) == 2
+    assert "--preview-every" in capsys.readouterr().err
+    assert run("train", [*command, "--preview-every", "2"]) == 0
+    torch.set_num_threads(threads)
+    found = sorted(file.name for file in (data.folder / "nnUNet_results").rglob("previews/*"))
+    assert found == ["epoch_0002.png", "epoch_0003.png"]
