@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ class Job:
     Attributes:
         row: what the table calls it.
         dataset: what it is trained on.
-        trainer: method, or nnUNetTrainer, which is stock nnU-Net (seed and overrides do not reach it).
+        trainer: method, nnUNetTrainer, which is stock nnU-Net (seed and overrides do not reach it), or
+            AtlasRegistration, which is not trained (only flags, those of nnssl_atlas_predict, reach it).
         seed: of the training.
         epochs, iterations: budget; ``iterations`` per epoch.
         overrides: hyper-parameters as ``NAME=VALUE``.
@@ -99,11 +101,18 @@ class Job:
         return self.trainer == "nnUNetTrainer"
 
     @property
+    def registers(self) -> bool:
+        """Whether labeled cases are registered to the test cases instead of any training."""
+        return self.trainer == "AtlasRegistration"
+
+    @property
     def key(self) -> str:
         return f"{self.dataset.name}/{self.row}/seed_{self.seed}".replace(" ", "_")
 
     def train_words(self) -> list[str]:
-        """Arguments of nnssl's command that trains, or of stock_training.py."""
+        """Arguments of nnssl's command that trains, or registers, or of stock_training.py."""
+        if self.registers:
+            return ["atlas_predict", "-d", "1", "-np", "1", *self.flags]
         if self.stock:
             words = ["1", self.dataset.fold, "-p", "nnSSLCPUPlans", "-c", self.dataset.configuration]
             return [*words, "--epochs", str(self.epochs), "--iterations-per-epoch", str(self.iterations)]
@@ -157,6 +166,11 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
                 raise UserError("a job was done with other settings", where=file, found=" ".join(found))
             return
         environment = _prepared(job.dataset, folder, data) | {"nnUNet_results": str(folder / "runs" / job.key)}
+        if job.registers:
+            began = time.monotonic()
+            summary = _test(job, folder, environment)
+            write_json(_result(job, (time.monotonic() - began) / 60, json.loads(summary.read_text())), file)
+            return
         if job.stock:
             run_program([str(Path(__file__).with_name("stock_training.py")), *job.train_words()], environment)
         else:
@@ -168,15 +182,18 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
         summary = trained / "validation" / "summary.json"
         if not job.dataset.validation:
             summary = _test(job, folder, environment)
-        write_json(_result(job, trained, json.loads(summary.read_text())), file)
+        write_json(_result(job, _train_minutes(job, trained), json.loads(summary.read_text())), file)
 
 
 def _test(job: Job, folder: Path, environment: dict[str, str]) -> Path:
     (raw,) = Path(environment["nnUNet_raw"]).glob("Dataset001_*")
     predicted = folder / "runs" / job.key / "predicted"
-    words = ["predict", "-i", str(raw / "imagesTs"), "-o", str(predicted), "-d", "1", "-tr", job.trainer]
-    words += ["-p", "nnSSLCPUPlans", "-c", job.dataset.configuration, "-f", "all", "-device", "cpu"]
-    run_command([*words, "--continue_prediction", "--disable_progress_bar"], environment)
+    if job.registers:
+        words = [*job.train_words(), "--continue_prediction"]
+    else:
+        words = ["predict", "-d", "1", "-tr", job.trainer, "-p", "nnSSLCPUPlans", "-c", job.dataset.configuration]
+        words += ["-f", "all", "-device", "cpu", "--continue_prediction", "--disable_progress_bar"]
+    run_command([*words, "-i", str(raw / "imagesTs"), "-o", str(predicted)], environment)
     reference, summary = folder / "data" / job.dataset.name / "hidden" / "test", predicted / "summary.json"
     run_command(["evaluate", "-gt", str(reference), "-pred", str(predicted), "-o", str(summary)], environment)
     return summary
@@ -218,9 +235,12 @@ def _claimed(file: Path, wait: bool = False) -> Iterator[bool]:
         yield True
 
 
-def _result(job: Job, trained: Path, summary: dict[str, Any]) -> dict[str, Any]:
+def _train_minutes(job: Job, trained: Path) -> float:
     with open(trained / "curves.csv", newline="") as file:
-        curves = list(csv.DictReader(file))
+        return sum(float(row["step_seconds"]) for row in csv.DictReader(file)) * job.iterations / 60
+
+
+def _result(job: Job, minutes: float, summary: dict[str, Any]) -> dict[str, Any]:
     means = summary["foreground_mean"]
     cases = {}
     for case in summary["metric_per_case"]:
@@ -234,7 +254,7 @@ def _result(job: Job, trained: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "seed": job.seed,
         **{measure: means[measure] for measure in MEASURES},
         "failures": means["failures"],
-        "train_minutes": sum(float(row["step_seconds"]) for row in curves) * job.iterations / 60,
+        "train_minutes": minutes,
         "dice_per_case": cases,
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} core(s)",
         "nnssl": nnssl.__version__,
