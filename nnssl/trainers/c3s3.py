@@ -12,12 +12,12 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from nnssl.losses.consistency import cosine_distance, mean_squared_difference
-from nnssl.losses.contrast import intersection_union_contrast
+from nnssl.losses.consistency import cosine, cosine_distance, mean_squared_difference
+from nnssl.losses.contrast import intersection_union_contrast, projected_products
 from nnssl.losses.labels import class_masks
 from nnssl.losses.schedules import sigmoid_rampup
 from nnssl.networks.ensemble import Ensemble
-from nnssl.networks.features import FeatureTap, last_decoder_stage, projector_on_last_stage
+from nnssl.networks.features import FeatureTap, affine_map, last_decoder_stage, projector_on_last_stage
 from nnssl.networks.unwrap import unwrap
 from nnssl.networks.variants import counterpart
 from nnssl.trainers.engine.requirements import check_value
@@ -42,7 +42,8 @@ class C3S3(TwoStudents):
     Sharpened probabilities are p^(1/T) / sum p^(1/T), T = 0.1, without gradient. L_iuc (see `nnssl.losses.contrast`)
     attracts and repels the embeddings of both networks, by the intersection and union of their most likely classes, on
     all patches; with several classes it is the mean over those that either network sees. The embeddings are made of
-    the last decoder stage by two 1x1 convolutions and recomputed in the backward pass. A and B are each trained by an
+    the last decoder stage by two 1x1 convolutions; only their dot products are computed, from the channels before the
+    second one. A and B are each trained by an
     optimizer of their own.
 
     Deviations from the released code (983bdf5 and later; the paper was not read): nnU-Net's U-Nets instead of V-Net and
@@ -77,8 +78,8 @@ class C3S3(TwoStudents):
     cosine_axis: Literal["class", "last"] = "class"
     deploy: Literal["first", "second", "mean"] = "mean"
 
-    projector: nn.Module
-    second_projector: nn.Module
+    projector: nn.Sequential
+    second_projector: nn.Sequential
 
     @staticmethod
     def build_member_architecture(
@@ -193,12 +194,18 @@ class C3S3(TwoStudents):
     ) -> torch.Tensor:
         """Sum of L_iuc over the four pairs of views of A and B."""
         seen = [[self.structures(view) for view in views] for views in logits]
+        projectors = self.projector, self.second_projector
+        hidden = [[self.hidden(p, view) for view in views] for p, views in zip(projectors, features, strict=True)]
+        matrices = affine_map(self.projector[-1]), affine_map(self.second_projector[-1])
+        squares = [
+            [projected_products(view, view, (matrix, matrix)) for view in views]
+            for matrix, views in zip(matrices, hidden, strict=True)
+        ]
         losses = []
         for i in range(2):
             for j in range(2):
-                # patch by patch, as embeddings have more channels than any other tensor of this size
-                pairs = zip(features[0][i].split(1), features[1][j].split(1), strict=True)
-                similarity = torch.cat([checkpoint(self.similarity, *pair, use_reentrant=False) for pair in pairs])
+                products = checkpoint(projected_products, hidden[0][i], hidden[1][j], matrices, use_reentrant=False)
+                similarity = cosine(products, squares[0][i] * squares[1][j])[:, None]
                 first, second = seen[0][i], seen[1][j]
                 each = intersection_union_contrast(
                     similarity, first, second, self.contrast_temperature, self.ranks.all_values
@@ -210,11 +217,10 @@ class C3S3(TwoStudents):
                 losses.append((each * counts).sum() / counts.sum())
         return torch.stack(losses).sum()
 
-    def similarity(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Cosine of the embeddings of features of A and B for each voxel ``(N, 1, *P)``."""
+    def hidden(self, projector: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
+        """What the last layer of a projector makes embeddings of, ``(N, H, *P)``."""
         with self.precision.autocast():
-            embeddings = self.projector(first), self.second_projector(second)
-        return 1 - cosine_distance(embeddings[0].float(), embeddings[1].float())[:, None]
+            return projector[:-1](features).float()
 
     def structures(self, logits: torch.Tensor) -> torch.Tensor:
         """Where each foreground class, or region, is the prediction; boolean ``(N, C, *P)``."""
