@@ -63,7 +63,7 @@ class C3S3(TwoStudents):
     source = "He et al., ICME 2025, arXiv:2506.07368"
     year = 2025
     status = "official code"
-    memory_factor = 11.1
+    memory_factor = 10.7
     plain_supervision = False
     deploys_ensemble = True
 
@@ -196,15 +196,17 @@ class C3S3(TwoStudents):
         seen = [[self.structures(view) for view in views] for views in logits]
         projectors = self.projector, self.second_projector
         hidden = [[self.hidden(p, view) for view in views] for p, views in zip(projectors, features, strict=True)]
+        # their intermediate results have as many channels as the features, and would be kept
+        dot_products = partial(checkpoint, projected_products, use_reentrant=False)
         matrices = affine_map(self.projector[-1]), affine_map(self.second_projector[-1])
         squares = [
-            [projected_products(view, view, (matrix, matrix)) for view in views]
+            [dot_products(view, view, (matrix, matrix)) for view in views]
             for matrix, views in zip(matrices, hidden, strict=True)
         ]
         losses = []
         for i in range(2):
             for j in range(2):
-                products = checkpoint(projected_products, hidden[0][i], hidden[1][j], matrices, use_reentrant=False)
+                products = dot_products(hidden[0][i], hidden[1][j], matrices)
                 similarity = cosine(products, squares[0][i] * squares[1][j])[:, None]
                 first, second = seen[0][i], seen[1][j]
                 each = intersection_union_contrast(
