@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from nnssl.pictures.patches import Patch, save_patches
 from nnssl.report.recorder import NO_LABEL, Recorder
-from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine.preview import class_names, label_map
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run import TrainingRequest, new_trainer, prepare_device
 
-_MOST_PATCHES = 24
+_COLUMNS, _MOST_PATCHES = 4, 24
 
 
 def save_preview(
@@ -27,8 +26,9 @@ def save_preview(
     """Takes some steps of a training and writes a PNG of each kind of patches; nothing else is kept.
 
     ``stream_labeled.png`` and ``stream_unlabeled.png`` show what the streams deliver, ``input_<network>.png`` what
-    enters a network, with the contours of the labels that its predictions are compared with. A method whose first
-    phase trains on labeled patches only is shown at the beginning of its main phase.
+    enters a network, with the contours of the labels that its predictions are compared with, and ``method.png`` what
+    else a method makes of patches, such as reconstructions, if it says so. A method whose first phase trains on labeled
+    patches only is shown at the beginning of its main phase.
 
     Args:
         request: as for a training.
@@ -49,21 +49,25 @@ def save_preview(
         check_requirements(trainer)
         if not trainer.was_initialized:
             trainer.initialize()
-        kinds = _record(trainer, steps)
+        recorder = Recorder(trainer)
+        kinds = _record(recorder, steps)
     names = class_names(trainer)
     spacing = trainer.configuration_manager.spacing
     files = []
     for kind, patches in kinds.items():
         Path(folder).mkdir(parents=True, exist_ok=True)
-        files.append(save_patches(Path(folder, f"{kind}.png"), patches[:_MOST_PATCHES], names, spacing, title=kind))
+        # a patch and what was made of it in one row
+        columns = 1 + len(recorder.pictures[0][1]) if kind == "method" else _COLUMNS
+        shown = patches[: _MOST_PATCHES // columns * columns]
+        files.append(save_patches(Path(folder, f"{kind}.png"), shown, names, spacing, title=kind, columns=columns))
     return files
 
 
-def _record(trainer: SemiSupervisedTrainer, steps: int) -> dict[str, list[Patch]]:
+def _record(recorder: Recorder, steps: int) -> dict[str, list[Patch]]:
+    trainer = recorder.trainer
     trainer.iteration = max(trainer.iteration, trainer.pretrain_steps)
     trainer.current_epoch = trainer.iteration // trainer.num_iterations_per_epoch
     training, validation = trainer.get_dataloaders()
-    recorder = Recorder(trainer)
     kinds: dict[str, list[Patch]] = {}
     trainer.network.train()
     try:
@@ -82,6 +86,10 @@ def _record(trainer: SemiSupervisedTrainer, steps: int) -> dict[str, list[Patch]
             Patch(f"step {seen.step}, patch {row}", image, labels)
             for row, (image, labels) in enumerate(zip(seen.images[:, 0].numpy(), labeled, strict=True))
         )
+    for step, (images, pictures) in enumerate(recorder.pictures):
+        for row, image in enumerate(images[:, 0].numpy()):
+            made = [Patch(name, picture[row, 0].numpy(), None) for name, picture in pictures.items()]
+            kinds.setdefault("method", []).extend([Patch(f"step {step}, patch {row}", image, None), *made])
     return kinds
 
 

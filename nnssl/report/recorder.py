@@ -16,6 +16,7 @@ from torch import nn
 
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine.preview import inner_network, label_map
+from nnssl.trainers.engine.step import Step
 
 NO_LABEL = -1
 
@@ -46,12 +47,14 @@ class Recorder:
 
     Attributes:
         passes: in their order.
+        pictures: of each step of a method that has some: images, and what it made of them, by name, ``(N, C, *P)``.
         step: to be counted up by whoever takes the steps.
     """
 
     def __init__(self, trainer: SemiSupervisedTrainer):
         self.trainer = trainer
         self.passes: list[Pass] = []
+        self.pictures: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
         self.step = 0
         self._names = {id(inner_network(trainer.network)): "student"}
         self._names |= {id(inner_network(module)): name for name, module in trainer._modules.items()}
@@ -64,6 +67,7 @@ class Recorder:
         """While inside, the trainer's networks and losses are watched."""
         trainer: Any = self.trainer
         heads, loss, cross_entropy = trainer.heads, trainer.segmentation_loss, trainer.cross_entropy
+        after_step = trainer.after_step
 
         def watched_heads(network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
             self._in_heads = True
@@ -85,13 +89,20 @@ class Recorder:
             self._told(logits, target, weight)
             return cross_entropy(logits, target, weight)
 
+        def watched_after_step(step: Step) -> None:
+            after_step(step)
+            pictures = trainer.pictures(step)
+            if pictures:
+                kept = {name: picture.detach().float().cpu() for name, picture in pictures.items()}
+                self.pictures.append((step.images.float().cpu(), kept))
+
         hooks = [self._hook(network, name) for network, name in self._networks()]
         trainer.heads, trainer.segmentation_loss = watched_heads, watched_loss
-        trainer.cross_entropy = watched_cross_entropy
+        trainer.cross_entropy, trainer.after_step = watched_cross_entropy, watched_after_step
         try:
             yield
         finally:
-            for name in ("heads", "segmentation_loss", "cross_entropy"):
+            for name in ("heads", "segmentation_loss", "cross_entropy", "after_step"):
                 delattr(trainer, name)
             for hook in hooks:
                 hook.remove()

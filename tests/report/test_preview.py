@@ -168,6 +168,33 @@ def test_a_checkpoint_gives_step_and_weights(build, tmp_path):
     assert (tmp_path / "p" / "input_teacher.png").is_file()
 
 
+def test_reconstructions_stand_beside_their_patches(tmp_path, monkeypatch):
+    data = Tiny(labeled=2, labeled_batch=2, unlabeled_batch=1).write(tmp_path / "data", monkeypatch)
+    drawn = {}
+
+    def save_patches(path, patches, *_, columns, **__):
+        drawn[path.stem] = patches, columns
+        return path
+
+    monkeypatch.setattr("nnssl.report.preview.save_patches", save_patches)
+    threads = torch.get_num_threads()
+    flags = ["-d", "901", "-tr", "EFSMedSeg", "-f", "all", "-o", str(tmp_path / "p"), "-device", "cpu", "--steps", "2"]
+    assert run("preview", flags) == 0
+    torch.set_num_threads(threads)
+    patches, columns = drawn["method"]
+    assert columns == 3
+    assert [patch.title for patch in patches[:3]] == ["step 0, patch 0", "reconstruction", "weights"]
+    assert len(patches) == 2 * 3 * columns
+    shown = [patch.image for patch in drawn["input_student"][0]]
+    for row in range(6):
+        patch, reconstruction, weights = (one.image for one in patches[3 * row : 3 * row + 3])
+        assert np.array_equal(patch, shown[row])
+        assert reconstruction.shape == weights.shape == patch.shape == data.patch
+        # in the beginning all voxels weigh the same
+        assert (weights == 1).all()
+        assert reconstruction.std() > 0
+
+
 def test_what_cannot_be_trained_is_refused(tmp_path, monkeypatch, capsys):
     Tiny(labeled=1).write(tmp_path / "data", monkeypatch)
     flags = ["-d", "901", "-tr", "Supervised", "-f", "all", "-o", str(tmp_path / "p"), "-device", "cpu"]
