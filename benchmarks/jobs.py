@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,9 +166,7 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
             return
         environment = _prepared(job.dataset, folder, data) | {"nnUNet_results": str(folder / "runs" / job.key)}
         if job.registers:
-            began = time.monotonic()
-            summary = _test(job, folder, environment)
-            write_json(_result(job, (time.monotonic() - began) / 60, json.loads(summary.read_text())), file)
+            write_json(_result(job, 0.0, json.loads(_test(job, folder, environment).read_text())), file)
             return
         if job.stock:
             run_program([str(Path(__file__).with_name("stock_training.py")), *job.train_words()], environment)
@@ -297,10 +294,11 @@ def _table_of(rows: dict[str, list[dict[str, Any]]], baseline: str, ceiling: str
 
 
 def _difference(results: list[dict[str, Any]], others: list[dict[str, Any]]) -> np.ndarray | None:
-    """Dice of each case, mean over seeds, minus that of ``others``; None if the cases differ."""
+    """Dice of each case, mean over the seeds of both, minus that of ``others``; None if the cases differ."""
     means = []
+    seeds = {result["seed"] for result in results} & {result["seed"] for result in others}
     for group in (results, others):
-        cases = [result["dice_per_case"] for result in group]
+        cases = [result["dice_per_case"] for result in group if result["seed"] in seeds]
         if not cases or any(case.keys() != results[0]["dice_per_case"].keys() for case in cases):
             return None
         means.append(np.array([np.mean([case[name] for case in cases]) for name in sorted(cases[0])]))

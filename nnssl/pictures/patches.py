@@ -56,10 +56,12 @@ def save_patches(
     for ax in axes.flat:
         ax.set_axis_off()
     for patch, ax in zip(patches, axes.flat, strict=False):
-        drawn = _draw(ax, patch, spacing, colors)
-        scale = drawn if patch.is_confidence else scale
-    lines = [Line2D([], [], color=colors[value], label=name) for value, name in class_names.items()]
-    figure.legend(handles=lines, loc="outside lower center", ncols=4, fontsize="small")
+        picture = _draw(ax, patch, spacing, colors)
+        scale = picture if patch.is_confidence else scale
+    drawn = {value for patch in patches if patch.labels is not None for value in np.unique(patch.labels)}
+    lines = [Line2D([], [], color=colors[value], label=class_names[value]) for value in class_names if value in drawn]
+    if lines:
+        figure.legend(handles=lines, loc="outside lower center", ncols=2 * columns, fontsize="small")
     if scale is not None:
         figure.colorbar(scale, ax=axes, label="confidence", shrink=0.8)
     figure.suptitle(title)
@@ -92,9 +94,7 @@ def cut(patch: Patch, spacing: Sequence[float]) -> tuple[NDArray[Any], NDArray[A
     image, labels, spacing = patch.image, patch.labels, list(spacing)
     if image.ndim == 3:
         axis = thickest_axis(spacing)
-        index = image.shape[axis] // 2
-        if labels is not None and (labels > 0).any():
-            index = fullest_slice(labels.clip(0), axis)
+        index = image.shape[axis] // 2 if labels is None else fullest_slice(labels.clip(0), axis)
         image, labels = image.take(index, axis), None if labels is None else labels.take(index, axis)
         del spacing[axis]
     return image, labels, spacing[-2] / spacing[-1]

@@ -47,7 +47,7 @@ def style(number: int) -> Style:
     return Style(
         PALETTE[number % len(PALETTE)],
         _MARKERS[number % len(_MARKERS)],
-        _DASHES[(number + number // len(PALETTE)) % len(_DASHES)],
+        _DASHES[(number % len(PALETTE) + number // len(PALETTE)) % len(_DASHES)],
     )
 
 

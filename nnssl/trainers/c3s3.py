@@ -12,8 +12,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from nnssl.losses.consistency import cosine, cosine_distance, mean_squared_difference
-from nnssl.losses.contrast import intersection_union_contrast, projected_products
+from nnssl.losses.consistency import cosine_distance, mean_squared_difference
+from nnssl.losses.contrast import intersection_union_contrast, projected_cosine
 from nnssl.losses.labels import class_masks
 from nnssl.losses.schedules import sigmoid_rampup
 from nnssl.networks.ensemble import Ensemble
@@ -43,8 +43,7 @@ class C3S3(TwoStudents):
     attracts and repels the embeddings of both networks, by the intersection and union of their most likely classes, on
     all patches; with several classes it is the mean over those that either network sees. The embeddings are made of
     the last decoder stage by two 1x1 convolutions; only their dot products are computed, from the channels before the
-    second one. A and B are each trained by an
-    optimizer of their own.
+    second one, and recomputed in the backward pass. A and B are each trained by an optimizer of their own.
 
     Deviations from the released code (983bdf5 and later; the paper was not read): nnU-Net's U-Nets instead of V-Net and
     a V-Net with the encoder of ResNet-34. View 1 is the patch as nnU-Net augments it and view 2 a strong view of it
@@ -194,20 +193,12 @@ class C3S3(TwoStudents):
     ) -> torch.Tensor:
         """Sum of L_iuc over the four pairs of views of A and B."""
         seen = [[self.structures(view) for view in views] for views in logits]
-        projectors = self.projector, self.second_projector
-        hidden = [[self.hidden(p, view) for view in views] for p, views in zip(projectors, features, strict=True)]
-        # their intermediate results have as many channels as the features, and would be kept
-        dot_products = partial(checkpoint, projected_products, use_reentrant=False)
-        matrices = affine_map(self.projector[-1]), affine_map(self.second_projector[-1])
-        squares = [
-            [dot_products(view, view, (matrix, matrix)) for view in views]
-            for matrix, views in zip(matrices, hidden, strict=True)
-        ]
         losses = []
         for i in range(2):
             for j in range(2):
-                products = dot_products(hidden[0][i], hidden[1][j], matrices)
-                similarity = cosine(products, squares[0][i] * squares[1][j])[:, None]
+                # patch by patch and recomputed, as it takes several tensors of the size of the features
+                pairs = zip(features[0][i].split(1), features[1][j].split(1), strict=True)
+                similarity = torch.cat([checkpoint(self.similarity, *pair, use_reentrant=False) for pair in pairs])
                 first, second = seen[0][i], seen[1][j]
                 each = intersection_union_contrast(
                     similarity, first, second, self.contrast_temperature, self.ranks.all_values
@@ -219,10 +210,15 @@ class C3S3(TwoStudents):
                 losses.append((each * counts).sum() / counts.sum())
         return torch.stack(losses).sum()
 
-    def hidden(self, projector: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
-        """What the last layer of a projector makes embeddings of, ``(N, H, *P)``."""
+    def similarity(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Cosine of the embeddings of features of A and B for each voxel ``(N, 1, *P)``."""
+        projectors = self.projector, self.second_projector
+        matrices = affine_map(self.projector[-1]), affine_map(self.second_projector[-1])
         with self.precision.autocast():
-            return projector[:-1](features).float()
+            hidden = [p[:-1](features) for p, features in zip(projectors, (first, second), strict=True)]
+        # in the precision of the weights
+        one, other = (h.to(matrix) for h, matrix in zip(hidden, matrices, strict=True))
+        return projected_cosine(one, other, matrices)[:, None]
 
     def structures(self, logits: torch.Tensor) -> torch.Tensor:
         """Where each foreground class, or region, is the prediction; boolean ``(N, C, *P)``."""

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nnssl.losses.contrast import intersection_union_contrast, projected_products
+from nnssl.losses.contrast import intersection_union_contrast, projected_cosine, projected_products
 from nnssl.networks.features import affine_map
 
 
@@ -102,3 +102,20 @@ def test_squared_lengths_of_projections():
     images = torch.randn(3, 2, 5, 4)
     matrix = affine_map(layer)
     torch.testing.assert_close(projected_products(images, images, (matrix, matrix)), layer(images).square().sum(1))
+
+
+def test_cosine_of_projections_is_bounded_where_one_vanishes():
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(4, 16, 1), torch.nn.Conv2d(4, 16, 1)
+    matrices = affine_map(layers[0]), affine_map(layers[1])
+    images = [torch.randn(2, 4, 6, 5, requires_grad=True) for _ in layers]
+    expected = torch.nn.functional.cosine_similarity(*(layer(x) for layer, x in zip(layers, images, strict=True)))
+    torch.testing.assert_close(projected_cosine(*images, matrices), expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        # W x + v is nothing but rounding
+        layers[0].bias.copy_(-layers[0].weight.flatten(1).sum(1))
+        images[0].copy_(1 + 1e-6 * torch.randn(2, 4, 6, 5))
+    cosines = projected_cosine(*images, (affine_map(layers[0]), matrices[1]))
+    assert (cosines.abs() <= 1).all()
+    gradients = torch.autograd.grad(cosines.sum(), images)
+    assert all(gradient.isfinite().all() and gradient.abs().max() < 1e3 for gradient in gradients)

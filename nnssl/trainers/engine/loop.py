@@ -87,6 +87,7 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
         _save_or_stop(trainer, stop, clock)
         if trainer.iteration in trainer.phase_starts:
             began += _start_phase(trainer, stop, clock)
+        batch = None  # not to be kept while the next one is waited for
         batch = next(trainer.dataloader_train)
         trainer.meter.add(trainer.train_step(batch))
         steps += 1
@@ -215,9 +216,6 @@ def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock, batch: dict[str, 
     if done or time.monotonic() - clock.plotted > PLOT_EVERY_SECONDS:
         trainer.logger.plot_progress_png(str(folder))
         clock.plotted = time.monotonic()
-    if batch is not None and preview_is_due(trainer, trainer.current_epoch, time.monotonic() - clock.pictured):
-        save_preview_of_epoch(trainer, batch, trainer.current_epoch)
-        clock.pictured = time.monotonic()
     average = _average_dice(trainer)
     if average is not None and (trainer._best_ema is None or average > trainer._best_ema):
         trainer._best_ema = average
@@ -226,6 +224,19 @@ def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock, batch: dict[str, 
     due = trainer.current_epoch % SAVE_EVERY_EPOCHS == 0 or time.monotonic() - clock.saved > SAVE_EVERY_SECONDS
     if due and not done:
         _save_latest(trainer, clock)
+    _save_preview(trainer, clock, batch)
+
+
+def _save_preview(trainer: SemiSupervisedTrainer, clock: _Clock, batch: dict[str, Any] | None) -> None:
+    """Writes a picture if it is due; none for an epoch whose last step was made before the training was continued."""
+    if batch is None or not preview_is_due(trainer, trainer.current_epoch, time.monotonic() - clock.pictured):
+        return
+    clock.pictured = time.monotonic()
+    try:
+        save_preview_of_epoch(trainer, batch, trainer.current_epoch)
+    except Exception as error:
+        # a picture is a service, and no reason to end a training
+        trainer.print_to_log_file(f"WARNING: no preview of epoch {trainer.current_epoch}: {error}")
 
 
 def _average_dice(trainer: SemiSupervisedTrainer) -> float | None:

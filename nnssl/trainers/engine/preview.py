@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from nnssl.networks.ema import EMATeacher
@@ -24,14 +23,6 @@ LEAST_SECONDS = 60.0
 FOLDER = "previews"
 
 
-@dataclass
-class _Prediction:
-    """Label maps ``(N, *P)`` and confidences ``(N, *P)`` of one network for the patches of a step."""
-
-    labels: torch.Tensor
-    confidence: torch.Tensor
-
-
 def preview_is_due(trainer: SemiSupervisedTrainer, epoch: int, seconds: float) -> bool:
     """Whether the ``epoch``-th one, counted from 1, ends with a preview, the last one being ``seconds`` old.
 
@@ -41,7 +32,7 @@ def preview_is_due(trainer: SemiSupervisedTrainer, epoch: int, seconds: float) -
     if every == 0:
         return False
     if every is None:
-        every = max(1, trainer.num_epochs // PICTURES) if seconds > LEAST_SECONDS else trainer.num_epochs
+        every = math.ceil(trainer.num_epochs / PICTURES) if seconds > LEAST_SECONDS else trainer.num_epochs
     return epoch % every == 0 or epoch == trainer.num_epochs
 
 
@@ -52,6 +43,7 @@ def save_preview_of_epoch(trainer: SemiSupervisedTrainer, batch: dict[str, Any],
     Beside the patch (with the reference, or with the pseudo-labels if the stream delivers some) stand the prediction
     and the confidence (0: all classes equally likely, 1: certain) of the student and of every other segmentation
     network of the method. The patch with most foreground is taken of each kind. Nothing of the training is changed.
+    Teachers that wait for their students to be pretrained are shown as they are.
 
     Args:
         trainer: in a training.
@@ -59,21 +51,18 @@ def save_preview_of_epoch(trainer: SemiSupervisedTrainer, batch: dict[str, Any],
         epoch: counted from 1.
     """
     step = trainer.make_step(batch)
-    predictions = {name: _predict(trainer, network, step.images) for name, network in segmentation_networks(trainer)}
-    annotations: list[tuple[str, range, torch.Tensor | None]] = [("labeled", range(len(step.labeled)), step.target[0])]
+    known: torch.Tensor | None = label_map(trainer, step.target[0])
+    patches = _row(trainer, "labeled", step.labeled, known)
     if len(step.unlabeled):
-        rows = range(len(step.labeled), len(step.images))
-        annotations.append(("unlabeled", rows, step.pseudo_target[0] if step.pseudo_target else None))
-    patches: list[Patch] = []
-    for kind, rows, target in annotations:
-        known = None if target is None else label_map(trainer, target)
-        patches += _row(trainer, kind, step.images[rows.start : rows.stop], known, _part(predictions, rows))
-    spacing = trainer.configuration_manager.spacing
+        known = label_map(trainer, step.pseudo_target[0]) if step.pseudo_target else None
+        patches += _row(trainer, "unlabeled", step.unlabeled, known)
+    spacing = list(trainer.configuration_manager.spacing)
+    if len(trainer.configuration_manager.patch_size) == 3:
+        del spacing[thickest_axis(spacing)]
+    columns = 1 + 2 * sum(1 for _ in segmentation_networks(trainer))
     path = Path(trainer.output_folder, FOLDER, f"epoch_{epoch:04d}.png")
-    path.parent.mkdir(exist_ok=True)
-    shown = [spacing[axis] for axis in range(len(spacing)) if len(spacing) == 2 or axis != thickest_axis(spacing)]
     title = f"{type(trainer).__name__}, epoch {epoch}"
-    return save_patches(path, patches, class_names(trainer), shown, title=title, columns=1 + 2 * len(predictions))
+    return save_patches(path, patches, class_names(trainer), spacing, title=title, columns=columns)
 
 
 def segmentation_networks(trainer: SemiSupervisedTrainer) -> Iterator[tuple[str, nn.Module]]:
@@ -92,13 +81,18 @@ def inner_network(module: nn.Module) -> nn.Module:
 
 
 def label_map(trainer: SemiSupervisedTrainer, target: torch.Tensor) -> torch.Tensor:
-    """``(N, *P)``, int16 on the CPU, of a reference, pseudo-label or prediction ``(N, C, *P)``.
+    """``(N, *P)``, int16 on the CPU, of a reference, pseudo-label or prediction ``(N, C, *P)``; -1 where it is ignored.
 
     Regions count from 1 in the order of the heads, later ones over earlier ones; an ignore label's channel is left out.
     """
     target = target.detach().cpu()
     if not trainer.label_manager.has_regions:
-        return target[:, 0].to(torch.int16)
+        labels = target[:, 0].to(torch.int16)
+        return (
+            labels
+            if trainer.label_manager.ignore_label is None
+            else labels.where(labels != trainer.label_manager.ignore_label, -1)
+        )
     labels = torch.zeros((len(target), *target.shape[2:]), dtype=torch.int16)
     for region in range(trainer.label_manager.num_segmentation_heads):
         labels[target[:, region] > 0] = region + 1
@@ -116,39 +110,30 @@ def class_names(trainer: SemiSupervisedTrainer) -> dict[int, str]:
     return {number: regions[region] for number, region in enumerate(wanted, 1)}
 
 
-def _predict(trainer: SemiSupervisedTrainer, network: nn.Module, images: torch.Tensor) -> _Prediction:
-    with evaluating(network):
-        logits = trainer.heads(network, images)[0]
-    confidence = trainer.confidence(logits)[:, 0].cpu()
-    return _Prediction(label_map(trainer, trainer.hard_labels(logits)), confidence)
-
-
-def _part(predictions: dict[str, _Prediction], rows: range) -> dict[str, _Prediction]:
-    some = slice(rows.start, rows.stop)
-    return {name: _Prediction(seen.labels[some], seen.confidence[some]) for name, seen in predictions.items()}
-
-
-def _row(
-    trainer: SemiSupervisedTrainer,
-    kind: str,
-    images: torch.Tensor,
-    known: torch.Tensor | None,
-    predictions: dict[str, _Prediction],
-) -> Iterator[Patch]:
+def _row(trainer: SemiSupervisedTrainer, kind: str, images: torch.Tensor, known: torch.Tensor | None) -> list[Patch]:
     """The patch of most foreground in its fullest slice, then prediction and confidence of each network."""
-    guide = predictions["student"].labels if known is None else known
+    guide = _predict(trainer, unwrap(trainer.network), images)[0] if known is None else known
     row = int((guide > 0).flatten(1).sum(1).argmax())
-    where: tuple[Any, ...] = ()
+    where: tuple[Any, ...] = (row,)
     if guide.ndim == 4:
         axis = thickest_axis(trainer.configuration_manager.spacing)
-        where = (*[slice(None)] * axis, fullest_slice(guide[row].numpy().clip(0), axis))
+        where += (*[slice(None)] * axis, fullest_slice(guide[row].numpy().clip(0), axis))
+    image = images[:, 0][where].float().cpu().numpy()
+    patches = [Patch(kind, image, None if known is None else known[where].numpy())]
+    where = (0, *where[1:])
+    for name, network in segmentation_networks(trainer):
+        labels, confidence = _predict(trainer, network, images[row : row + 1])
+        predicted = labels[where].numpy()
+        patches.append(Patch(name, image, predicted))
+        patches.append(Patch(f"{name}, confidence", confidence[where].numpy(), predicted, is_confidence=True))
+    return patches
 
-    def cut(volumes: torch.Tensor) -> NDArray[Any]:
-        return volumes[row][where].float().cpu().numpy()
 
-    image = cut(images[:, 0])
-    yield Patch(kind, image, None if known is None else cut(known))
-    for name, seen in predictions.items():
-        labels = cut(seen.labels)
-        yield Patch(name, image, labels)
-        yield Patch(f"{name}, confidence", cut(seen.confidence), labels, is_confidence=True)
+def _predict(
+    trainer: SemiSupervisedTrainer, network: nn.Module, images: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label map and confidence ``(N, *P)`` on the CPU."""
+    # code for a batch of this size would be compiled for nothing else
+    with evaluating(network), torch.compiler.set_stance("force_eager"):
+        logits = trainer.heads(network, images)[0]
+    return label_map(trainer, trainer.hard_labels(logits)), trainer.confidence(logits)[:, 0].cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine.distributed import current_ranks, joined, ranks_of_environment
 from nnssl.trainers.engine.launch import launch
 from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
+from nnssl.trainers.engine.preview import FOLDER as PREVIEWS
 from nnssl.trainers.engine.record import record_run
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run_settings import RunSettings
@@ -114,6 +116,7 @@ def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer
             if start is None:
                 for name in (FINAL, LATEST):
                     (folder / name).unlink(missing_ok=True)
+                shutil.rmtree(folder / PREVIEWS, ignore_errors=True)
             record_run(trainer)
         trainer.run_training()
     # the rest is done by each on its own, and takes unequal times
