@@ -78,12 +78,12 @@ def _kill_after(root: Path, command: str, seconds: float, done: Callable[[], boo
     """
     process = _start(root, command)
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not done():
-        if process.poll() is not None:
-            return False
+    while process.poll() is None and time.monotonic() < end and not done():
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    return process.wait(timeout=60) == -signal.SIGKILL
+    code = process.wait(timeout=60)
+    assert code in (0, -signal.SIGKILL), (root / "output.txt").read_text(errors="replace")[-3000:]
+    return code != 0
 
 
 def _stamps(folder: Path, pattern: str) -> dict[str, tuple[int, int]]:
