@@ -224,14 +224,19 @@ RAW: list[Row] = [
      '[{"train": ["l0"], "val": ["l1"]}]'), PLAN, ("different folds", "delete the one")),
 ]  # fmt: skip
 
-WARNED: list[tuple[str, Damage, tuple[str, ...]]] = [
-    ("NaN", voxels(image, one_voxel(np.nan)), ("imagesTr/l0_0000.nii.gz", "NaN")),
-    ("infinite value", voxels(image, one_voxel(np.inf)), ("imagesTr/l0_0000.nii.gz", "infinite")),
-    ("constant image", voxels(lambda p: p.image("u0"), np.ones_like), ("imagesUn/u0_0000.nii.gz", "constant")),
-    ("empty label", voxels(label, np.zeros_like), ("labelsTr/l0.nii.gz", "empty")),
-    ("unlabeled case is a test case", use_scan_of("u0"), ("imagesUn/u0", "training will see the test image")),
-    ("unlabeled image twice", lambda p: [shutil.copy(p.image("u0", c), p.image("u7", c)) for c in (0, 1)],
+# mistakes most of the time, and meant sometimes
+SUSPICIOUS: list[Row] = [
+    ("NaN", voxels(image, one_voxel(np.nan)), PLAN, ("imagesTr/l0_0000.nii.gz", "NaN")),
+    ("infinite value", voxels(image, one_voxel(np.inf)), PLAN, ("imagesTr/l0_0000.nii.gz", "infinite")),
+    ("constant image", voxels(lambda p: p.image("u0"), np.ones_like), PLAN, ("imagesUn/u0_0000.nii.gz", "constant")),
+    ("empty label", voxels(label, np.zeros_like), PLAN, ("labelsTr/l0.nii.gz", "empty")),
+    ("unlabeled case is a test case", use_scan_of("u0"), PLAN, ("imagesUn/u0", "training will see the test image")),
+    ("unlabeled image twice", lambda p: [shutil.copy(p.image("u0", c), p.image("u7", c)) for c in (0, 1)], PLAN,
      ("imagesUn/u0", "same image as imagesUn/u7")),
+]  # fmt: skip
+SUSPICIOUS = [(name, damage, command, (*told, "--allow_suspicious")) for name, damage, command, told in SUSPICIOUS]
+
+WARNED: list[tuple[str, Damage, tuple[str, ...]]] = [
     ("wrong numTraining", dataset_json(numTraining=9), ("numTraining is 9", "3")),
     ("name of a test case", lambda p: [p.image("t0", c).rename(p.raw / "imagesTs" / f"u0_{c:04d}.nii.gz")
                                        for c in (0, 1)], ("u0", "imagesTs")),
@@ -400,7 +405,7 @@ def check_refusal(place: Place, capsys: pytest.CaptureFixture[str], command: str
     assert not [name for name in set(after) - set(before) if name.startswith("nnUNet_raw") or ".tmp_" in name]
 
 
-TABLE = [pytest.param(*row[1:], id=row[0]) for row in (*RAW, *SETTINGS, *STATE, *PREDICTION)]
+TABLE = [pytest.param(*row[1:], id=row[0]) for row in (*RAW, *SUSPICIOUS, *SETTINGS, *STATE, *PREDICTION)]
 
 
 @pytest.mark.parametrize(("damage", "command", "named"), TABLE)
