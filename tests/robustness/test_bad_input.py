@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from tests.preprocessing.raw_data import NAME
@@ -53,6 +54,14 @@ def cut(file: Callable[[Place], Path], share: float) -> Damage:
 
 def voxels(file: Callable[[Place], Path], change: Callable[[np.ndarray], np.ndarray]) -> Damage:
     return lambda place: place.voxels(file(place), change)
+
+
+def pixels(change: Callable[[sitk.Image], sitk.Image]) -> Damage:
+    def damage(place: Place) -> None:
+        file = str(place.image("u0"))
+        sitk.WriteImage(change(sitk.ReadImage(file)), file)
+
+    return damage
 
 
 def one_voxel(value: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -214,6 +223,10 @@ RAW: list[Row] = [
     ("label without image", rename(label, "x0.nii.gz"), PLAN, ("labelsTr/x0.nii.gz", "without image")),
     ("labeled and unlabeled", labeled_and_unlabeled, PLAN, ("l0", "labeled and unlabeled", "delete it")),
     ("labeled image is a test image", use_scan_of("l0"), PLAN, ("imagesTr/l0", "imagesTs/t0", "delete one")),
+    ("complex voxels", pixels(lambda voxels: sitk.Cast(voxels, sitk.sitkComplexFloat32)), PLAN,
+     ("imagesUn/u0_0000.nii.gz", "complex")),
+    ("colors in a 3D image", pixels(lambda voxels: sitk.Compose(voxels, voxels, voxels)), PLAN,
+     ("imagesUn/u0_0000.nii.gz", "one file per channel")),
     ("no labeled case", lambda p: shutil.rmtree(p.raw / "imagesTr"), PLAN, ("no labeled case", NAME)),
     ("case called like a mask", lambda p: [p.image("u0", c).rename(p.image("u0_mask", c)) for c in (0, 1)], PLAN,
      ("u0_mask", "rename")),
@@ -285,6 +298,9 @@ SETTINGS: list[Row] = [
      ("MeanTeacher", "1 unlabeled", "imagesUn")),
     ("pairs of one case", splits(lambda s: s[1].update(train=["l0"])), TRAIN_NEXT +
      " --atlas-augmentation regional_switch", ("2 labeled cases", "found:    1")),
+    ("too few labeled cases for the method", splits(lambda s: s[1].update(train=["l0"])),
+     TRAIN_NEXT.replace("MeanTeacher", "EFSMedSeg") + " --atlas-augmentation none",
+     ("EFSMedSeg needs at least 2 labeled cases", "found:    1")),
     ("fold with an unknown case", splits(lambda s: s[1].update(train=["l0", "l9"])), TRAIN_NEXT, ("fold 1", "l9")),
     ("fold validates on training", splits(lambda s: s[1].update(val=["l0"])), TRAIN_NEXT, ("fold 1", "l0")),
     ("fold trains on unlabeled", splits(lambda s: s[1].update(train=["u0"])), TRAIN_NEXT, ("fold 1", "u0")),
