@@ -62,7 +62,7 @@ class C3S3(TwoStudents):
     source = "He et al., ICME 2025, arXiv:2506.07368"
     year = 2025
     status = "official code"
-    memory_factor = 10.7
+    memory_factor = 9.6
     plain_supervision = False
     deploys_ensemble = True
 
