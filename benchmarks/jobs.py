@@ -129,10 +129,14 @@ def main(jobs: Sequence[Job], description: str, baseline: str, ceiling: str | No
     parser.add_argument("--core", type=int, help="run on this core only")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="only jobs whose name contains one of these")
     parser.add_argument("--table", action="store_true", help="print the table of what is done")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the report of what is done on test cases")
     arguments = parser.parse_args()
     chosen = [job for job in jobs if not arguments.only or any(text in job.key for text in arguments.only)]
     if arguments.table:
         print(table(chosen, arguments.o, baseline, ceiling))
+        return
+    if arguments.report is not None:
+        report(chosen, arguments.o, arguments.report, ceiling)
         return
     if arguments.data is None:
         parser.error("--data is needed to run jobs")
@@ -147,6 +151,18 @@ def main(jobs: Sequence[Job], description: str, baseline: str, ceiling: str | No
             failed.append(job.key)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def report(jobs: Sequence[Job], folder: Path, file: Path, ceiling: str | None) -> None:
+    """Writes the report (nnssl_report) of one table; ``--only`` chooses its rows."""
+    done = [job for job in jobs if (folder / "results" / f"{job.key}.json").is_file() and not job.dataset.validation]
+    headings = {job.heading for job in done}
+    if len(headings) != 1:
+        sys.exit(f"a report shows one table, choose with --only: {', '.join(sorted(headings)) or 'nothing is done'}")
+    words = ["report", *(f"{job.row}={folder / 'runs' / job.key / 'predicted'}" for job in done), "-o", str(file)]
+    if any(job.row == ceiling for job in done):
+        words += ["--ceiling", str(ceiling)]
+    run_command([*words, "--title", headings.pop()], {})
 
 
 def run_job(job: Job, folder: Path, data: Path) -> None:
