@@ -133,9 +133,9 @@ class BatchStream:
         workers = getattr(self._iterator, "_workers", [])
         if not workers:
             return []
-        # its connections are closed some moments before a process is known to be dead
-        wait([worker.sentinel for worker in workers], timeout=5)
-        return [number for number, worker in enumerate(workers) if not worker.is_alive()]
+        # the end of its connections is seen some moments before a process is known to have ended
+        ended = wait([worker.sentinel for worker in workers], timeout=5)
+        return [number for number, worker in enumerate(workers) if worker.sentinel in ended]
 
     def _work_of(self, workers: list[int]) -> str | None:
         at_work = [self._batches.at_work[number] for number in workers]
