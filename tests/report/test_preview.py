@@ -15,18 +15,6 @@ from nnssl.trainers.registry import registered_trainers
 from tests.support.tiny import Tiny
 
 
-@pytest.fixture
-def build(tmp_path, monkeypatch):
-    def build(name: str, options: dict | None = None, **overrides):
-        data = Tiny(**options or {}).write(tmp_path / "data", monkeypatch)
-        return data, data.trainer(name, **overrides)
-
-    threads = torch.get_num_threads()
-    yield build
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-
-
 def record(data, trainer, steps: int = 1):
     recorder = Recorder(trainer)
     with recorder.watching():

@@ -17,18 +17,6 @@ BESIDE = {"teacher", "second", "frozen_teacher"}
 
 
 @pytest.fixture
-def build(tmp_path, monkeypatch):
-    def build(name: str, options: dict | None = None, **overrides):
-        data = Tiny(**options or {}).write(tmp_path / "data", monkeypatch)
-        return data, data.trainer(name, **overrides)
-
-    threads = torch.get_num_threads()
-    yield build
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
 def drawn(monkeypatch):
     """Instead of drawing: what would have been drawn."""
     calls = []
