@@ -13,6 +13,7 @@ import random
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -252,17 +253,20 @@ def test_resources_stay_flat_with_thousands_of_cases(tmp_path, monkeypatch, caps
     # the last epoch may end together with the process
     rows = [row for row in rows[:-1] if row]
     assert len(rows) >= EPOCHS // 2
+    quarters = [rows[len(rows) * part // 4 : len(rows) * (part + 1) // 4] for part in range(4)]
+    early, late = ({key: statistics.median(row[key] for row in quarters[part]) for key in rows[0]} for part in (1, 3))
+    peaks = [max(row["memory_mb"] for row in quarter) for quarter in quarters]
     with capsys.disabled():
-        print(f"\n{CASES} cases, {EPOCHS} epochs; first quarter ended and end:")
-        print(json.dumps(rows[len(rows) // 4]), json.dumps(rows[-1]), sep="\n")
-    early, late = rows[len(rows) // 4], rows[-1]
+        print(f"\n{CASES} cases, {EPOCHS} epochs; medians of the second and of the last quarter, and peaks of memory:")
+        print(json.dumps(early), json.dumps(late), peaks, sep="\n")
     assert late["open_files"] <= early["open_files"] + 2
     assert late["processes"] == early["processes"]
     assert 0 < late["shared_mb"] <= early["shared_mb"] + 8
-    # log and curves grow by a line per epoch; the rest is written in place
-    assert late["disk_mb"] <= early["disk_mb"] + 1 + EPOCHS * 0.02
-    peak = max(row["memory_mb"] for row in rows[: max(1, len(rows) // 2)])
-    assert max(row["memory_mb"] for row in rows[len(rows) // 2 :]) <= 1.05 * peak + 20
+    # log and curves grow by a line per epoch, and there are about 20 pictures; the rest is written in place
+    assert late["disk_mb"] <= early["disk_mb"] + 3 + EPOCHS * 0.02
+    assert late["memory_mb"] <= 1.05 * early["memory_mb"] + 20
+    # while a plot or a picture is drawn, which is about as often in each quarter, but not always seen
+    assert max(peaks) <= 1.6 * early["memory_mb"]
 
 
 def _resources(main: int, results: Path) -> dict[str, Any]:
