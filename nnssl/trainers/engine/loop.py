@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -215,6 +216,8 @@ def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock, batch: dict[str, 
     done = trainer.current_epoch == trainer.num_epochs
     if done or time.monotonic() - clock.plotted > PLOT_EVERY_SECONDS:
         trainer.logger.plot_progress_png(str(folder))
+        # figures are freed by the garbage collector only, and hold some 70 MB each
+        gc.collect()
         clock.plotted = time.monotonic()
     average = _average_dice(trainer)
     if average is not None and (trainer._best_ema is None or average > trainer._best_ema):
@@ -234,6 +237,7 @@ def _save_preview(trainer: SemiSupervisedTrainer, clock: _Clock, batch: dict[str
     clock.pictured = time.monotonic()
     try:
         save_preview_of_epoch(trainer, batch, trainer.current_epoch)
+        gc.collect()
     except Exception as error:
         # a picture is a service, and no reason to end a training
         trainer.print_to_log_file(f"WARNING: no preview of epoch {trainer.current_epoch}: {error}")
