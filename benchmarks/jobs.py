@@ -71,7 +71,8 @@ class Job:
     Attributes:
         row: what the table calls it.
         dataset: what it is trained on.
-        trainer: method, or nnUNetTrainer, which is stock nnU-Net (seed and overrides do not reach it).
+        trainer: method, nnUNetTrainer, which is stock nnU-Net (seed and overrides do not reach it), or
+            AtlasRegistration, which is not trained (only flags, those of nnssl_atlas_predict, reach it).
         seed: of the training.
         epochs, iterations: budget; ``iterations`` per epoch.
         overrides: hyper-parameters as ``NAME=VALUE``.
@@ -99,11 +100,18 @@ class Job:
         return self.trainer == "nnUNetTrainer"
 
     @property
+    def registers(self) -> bool:
+        """Whether labeled cases are registered to the test cases instead of any training."""
+        return self.trainer == "AtlasRegistration"
+
+    @property
     def key(self) -> str:
         return f"{self.dataset.name}/{self.row}/seed_{self.seed}".replace(" ", "_")
 
     def train_words(self) -> list[str]:
-        """Arguments of nnssl's command that trains, or of stock_training.py."""
+        """Arguments of nnssl's command that trains, or registers, or of stock_training.py."""
+        if self.registers:
+            return ["atlas_predict", "-d", "1", "-np", "1", *self.flags]
         if self.stock:
             words = ["1", self.dataset.fold, "-p", "nnSSLCPUPlans", "-c", self.dataset.configuration]
             return [*words, "--epochs", str(self.epochs), "--iterations-per-epoch", str(self.iterations)]
@@ -121,10 +129,14 @@ def main(jobs: Sequence[Job], description: str, baseline: str, ceiling: str | No
     parser.add_argument("--core", type=int, help="run on this core only")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="only jobs whose name contains one of these")
     parser.add_argument("--table", action="store_true", help="print the table of what is done")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the report of what is done on test cases")
     arguments = parser.parse_args()
     chosen = [job for job in jobs if not arguments.only or any(text in job.key for text in arguments.only)]
     if arguments.table:
         print(table(chosen, arguments.o, baseline, ceiling))
+        return
+    if arguments.report is not None:
+        report(chosen, arguments.o, arguments.report, ceiling)
         return
     if arguments.data is None:
         parser.error("--data is needed to run jobs")
@@ -139,6 +151,18 @@ def main(jobs: Sequence[Job], description: str, baseline: str, ceiling: str | No
             failed.append(job.key)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def report(jobs: Sequence[Job], folder: Path, file: Path, ceiling: str | None) -> None:
+    """Writes the report (nnssl_report) of one table; ``--only`` chooses its rows."""
+    done = [job for job in jobs if (folder / "results" / f"{job.key}.json").is_file() and not job.dataset.validation]
+    headings = {job.heading for job in done}
+    if len(headings) != 1:
+        sys.exit(f"a report shows one table, choose with --only: {', '.join(sorted(headings)) or 'nothing is done'}")
+    words = ["report", *(f"{job.row}={folder / 'runs' / job.key / 'predicted'}" for job in done), "-o", str(file)]
+    if any(job.row == ceiling for job in done):
+        words += ["--ceiling", str(ceiling)]
+    run_command([*words, "--title", headings.pop()], {})
 
 
 def run_job(job: Job, folder: Path, data: Path) -> None:
@@ -157,6 +181,9 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
                 raise UserError("a job was done with other settings", where=file, found=" ".join(found))
             return
         environment = _prepared(job.dataset, folder, data) | {"nnUNet_results": str(folder / "runs" / job.key)}
+        if job.registers:
+            write_json(_result(job, 0.0, json.loads(_test(job, folder, environment).read_text())), file)
+            return
         if job.stock:
             run_program([str(Path(__file__).with_name("stock_training.py")), *job.train_words()], environment)
         else:
@@ -168,15 +195,18 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
         summary = trained / "validation" / "summary.json"
         if not job.dataset.validation:
             summary = _test(job, folder, environment)
-        write_json(_result(job, trained, json.loads(summary.read_text())), file)
+        write_json(_result(job, _train_minutes(job, trained), json.loads(summary.read_text())), file)
 
 
 def _test(job: Job, folder: Path, environment: dict[str, str]) -> Path:
     (raw,) = Path(environment["nnUNet_raw"]).glob("Dataset001_*")
     predicted = folder / "runs" / job.key / "predicted"
-    words = ["predict", "-i", str(raw / "imagesTs"), "-o", str(predicted), "-d", "1", "-tr", job.trainer]
-    words += ["-p", "nnSSLCPUPlans", "-c", job.dataset.configuration, "-f", "all", "-device", "cpu"]
-    run_command([*words, "--continue_prediction", "--disable_progress_bar"], environment)
+    if job.registers:
+        words = [*job.train_words(), "--continue_prediction"]
+    else:
+        words = ["predict", "-d", "1", "-tr", job.trainer, "-p", "nnSSLCPUPlans", "-c", job.dataset.configuration]
+        words += ["-f", "all", "-device", "cpu", "--continue_prediction", "--disable_progress_bar"]
+    run_command([*words, "-i", str(raw / "imagesTs"), "-o", str(predicted)], environment)
     reference, summary = folder / "data" / job.dataset.name / "hidden" / "test", predicted / "summary.json"
     run_command(["evaluate", "-gt", str(reference), "-pred", str(predicted), "-o", str(summary)], environment)
     return summary
@@ -218,9 +248,12 @@ def _claimed(file: Path, wait: bool = False) -> Iterator[bool]:
         yield True
 
 
-def _result(job: Job, trained: Path, summary: dict[str, Any]) -> dict[str, Any]:
+def _train_minutes(job: Job, trained: Path) -> float:
     with open(trained / "curves.csv", newline="") as file:
-        curves = list(csv.DictReader(file))
+        return sum(float(row["step_seconds"]) for row in csv.DictReader(file)) * job.iterations / 60
+
+
+def _result(job: Job, minutes: float, summary: dict[str, Any]) -> dict[str, Any]:
     means = summary["foreground_mean"]
     cases = {}
     for case in summary["metric_per_case"]:
@@ -234,7 +267,7 @@ def _result(job: Job, trained: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "seed": job.seed,
         **{measure: means[measure] for measure in MEASURES},
         "failures": means["failures"],
-        "train_minutes": sum(float(row["step_seconds"]) for row in curves) * job.iterations / 60,
+        "train_minutes": minutes,
         "dice_per_case": cases,
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} core(s)",
         "nnssl": nnssl.__version__,
@@ -277,10 +310,11 @@ def _table_of(rows: dict[str, list[dict[str, Any]]], baseline: str, ceiling: str
 
 
 def _difference(results: list[dict[str, Any]], others: list[dict[str, Any]]) -> np.ndarray | None:
-    """Dice of each case, mean over seeds, minus that of ``others``; None if the cases differ."""
+    """Dice of each case, mean over the seeds of both, minus that of ``others``; None if the cases differ."""
     means = []
+    seeds = {result["seed"] for result in results} & {result["seed"] for result in others}
     for group in (results, others):
-        cases = [result["dice_per_case"] for result in group]
+        cases = [result["dice_per_case"] for result in group if result["seed"] in seeds]
         if not cases or any(case.keys() != results[0]["dice_per_case"].keys() for case in cases):
             return None
         means.append(np.array([np.mean([case[name] for case in cases]) for name in sorted(cases[0])]))

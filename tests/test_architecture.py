@@ -21,7 +21,7 @@ LAYERS = (
     {"benchmark", "report"},
     {"trainers", "inference", "evaluation", "ext_trainer"},
     {"dataloading", "preprocessing", "planners"},
-    {"networks", "losses", "augmentation", "dataset"},
+    {"networks", "losses", "augmentation", "dataset", "pictures"},
     {"utils"},
     {"errors", "guard", "_version"},
 )

@@ -109,3 +109,11 @@ def test_the_readme_lists_every_trainer():
 
     rows = re.findall(r"^\| `(\w+)` \|", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
     assert sorted(rows) == trainer_names()
+
+
+def test_the_readme_tells_the_memory_that_the_classes_do():
+    from nnssl.trainers.registry import get_trainer, trainer_names
+
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) \| [^|]*\|$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    told = {name: float(factor) for name, factor in rows}
+    assert told == pytest.approx({name: get_trainer(name).memory_factor for name in trainer_names()}, abs=0.051)

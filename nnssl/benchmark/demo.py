@@ -23,7 +23,7 @@ from nnssl.benchmark.steps import Steps, run_command
 from nnssl.dataset.phantom import make_phantom_dataset
 from nnssl.dataset.raw import RawDataset
 from nnssl.errors import UserError
-from nnssl.report.overlay import OverlayCase, save_overlay
+from nnssl.pictures.overlay import OverlayCase, save_overlay
 from nnssl.utils.files import read_json, write_json
 
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")

@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int | None:
                 num_processes=workers,
                 num_processes_fingerprint=args.npfp,
                 check_integrity=not args.skip_integrity_check,
+                allow_suspicious=args.allow_suspicious,
                 preprocess=not args.no_pp,
                 clean=args.clean,
                 gpu_memory_target_in_gb=args.gpu_memory_target,
@@ -210,6 +211,12 @@ def _parser() -> argparse.ArgumentParser:
         help="check the data set first; this is done anyway, the flag is nnU-Net's",
     )
     integrity.add_argument("--skip_integrity_check", action="store_true", help="do not check the data set first")
+    add(
+        "--allow_suspicious",
+        action="store_true",
+        help="go on although the check finds empty labels, constant images, the same image twice, or NaN: what is a "
+        "mistake most of the time, and sometimes meant",
+    )
     add("--no_pp", action="store_true", help="fingerprint and plans only, no preprocessing")
     add("--clean", action="store_true", help="extract the fingerprint and preprocess all cases again")
     add(

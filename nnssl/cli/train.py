@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
             memory_format=arguments.memory_format,
             micro_batch=arguments.micro_batch,
             disable_memory_check=arguments.disable_memory_check,
+            preview_every=arguments.preview_every,
             pretrained_weights=arguments.pretrained_weights,
             resume=arguments.resume,
             only_validate=arguments.val,
@@ -55,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--atlas-augmentation",
         choices=("regional_switch", "none"),
-        help="regional_switch: pairs of labeled cases exchange boxes at corresponding positions; worth a try wherever "
-        "labels are few (default: as the method demands, mostly none)",
+        help="regional_switch: pairs of labeled cases exchange boxes at corresponding positions "
+        "(default: as the method demands, mostly none)",
     )
     add("--epochs", type=int, help="number of epochs (default: 1000)")
     add("--iterations-per-epoch", type=int, help="steps per epoch (default: 250)")
@@ -66,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory-format", default="auto", help="auto, contiguous or channels_last (default: auto, the faster one)")
     add("--micro-batch", type=int, metavar="N", help="pass N patches at a time: same result, less memory, slower")
     add("--disable_memory_check", action="store_true", help="start although the memory is estimated not to suffice")
+    add("--preview-every", type=int, metavar="N", help="write a picture of patches and predictions every N "
+        "epochs, 0 for none (default: about 20 pictures in a training)")  # fmt: skip
     add("--c", dest="resume", action="store_true", help="continue a training that was stopped")
     add("--val", action="store_true", help="only run the validation of a finished training")
     add("--val_best", action="store_true", help="validate with checkpoint_best instead of checkpoint_final")

@@ -13,7 +13,9 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawArray
 from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
@@ -34,6 +36,10 @@ class BatchSource(Protocol):
 
     def generate_train_batch(self, announce: Callable[[int], None]) -> dict[str, Any]: ...
 
+    def get_indices(self) -> list[str]:
+        """Cases of the rows, the first that is drawn for a batch."""
+        ...
+
 
 class SeededBatches(Dataset):
     """Batches by index, each of their rows drawn under its own seed.
@@ -49,14 +55,26 @@ class SeededBatches(Dataset):
         self.name = name
         self.seed = seed
 
+        # the batch that each worker makes, or made last
+        self.at_work: Any = None
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        stream = int.from_bytes(self.name.encode(), "little")
+        worker = get_worker_info()
+        if worker is not None and self.at_work is not None:
+            self.at_work[worker.id] = index
         with own_generators():
-            seed_generators(self.seed, stream, index)
+            self._seed(index)
             # counted from 1: a last 0 would not change the seed
-            return self.source.generate_train_batch(
-                lambda position: seed_generators(self.seed, stream, index, position + 1)
-            )
+            return self.source.generate_train_batch(lambda position: self._seed(index, position + 1))
+
+    def cases(self, index: int) -> list[str]:
+        """Cases whose patches make up a batch, which is not made."""
+        with own_generators():
+            self._seed(index)
+            return list(self.source.get_indices())
+
+    def _seed(self, *entropy: int) -> None:
+        seed_generators(self.seed, int.from_bytes(self.name.encode(), "little"), *entropy)
 
 
 class BatchStream:
@@ -71,6 +89,8 @@ class BatchStream:
 
     def __init__(self, batches: SeededBatches, start: int, num_workers: int, pin_memory: bool = False):
         self.name = batches.name
+        self._batches = batches
+        batches.at_work = RawArray("q", [-1] * max(1, num_workers))
         self._loader = DataLoader(
             batches,
             batch_size=None,
@@ -82,7 +102,8 @@ class BatchStream:
             # its own, because starting an iterator draws a number, which would shift the generator of the training
             generator=torch.Generator(),
         )
-        self._iterator = iter(self._loader)
+        with _same_handler_of_ended_children():
+            self._iterator = iter(self._loader)
         # workers ignore SIGTERM (see _start_worker), by which multiprocessing would end them when this process exits
         self._end_workers = Finalize(self, _kill, args=(getattr(self._iterator, "_workers", []),), exitpriority=100)
 
@@ -92,18 +113,34 @@ class BatchStream:
     def __next__(self) -> dict[str, Any]:
         try:
             return next(self._iterator)
-        except RuntimeError as error:
+        # a batch that a worker had finished cannot be fetched either once it is dead
+        except (RuntimeError, OSError, EOFError) as error:
             lines = str(error).strip().splitlines()
             if lines and lines[0].startswith("Caught"):
                 raise UserError(f"the {self.name} stream stopped", found=lines[-1]) from error
-            if "DataLoader worker" not in str(error):
+            dead = self._dead_workers()
+            if not dead and "DataLoader worker" not in str(error):
                 raise
             raise UserError(
                 f"a worker process of the {self.name} stream died",
-                found=lines[0],
+                found=lines[0] if lines else type(error).__name__,
+                where=self._work_of(dead),
                 fix="most often the machine ran out of memory: set the environment variable nnUNet_n_proc_DA=1, "
                 "close other programs, then continue with --c",
             ) from error
+
+    def _dead_workers(self) -> list[int]:
+        workers = getattr(self._iterator, "_workers", [])
+        if not workers:
+            return []
+        # the end of its connections is seen some moments before a process is known to have ended
+        ended = wait([worker.sentinel for worker in workers], timeout=5)
+        return [number for number, worker in enumerate(workers) if worker.sentinel in ended]
+
+    def _work_of(self, workers: list[int]) -> str | None:
+        at_work = [self._batches.at_work[number] for number in workers]
+        cases = dict.fromkeys(str(case) for index in at_work if index >= 0 for case in self._batches.cases(index))
+        return f"it made, or had just made, patches of {', '.join(cases)}" if cases else None
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -121,6 +158,18 @@ class _CountFrom:
 
     def __iter__(self) -> Iterator[int]:
         return itertools.count(self.start)
+
+
+@contextmanager
+def _same_handler_of_ended_children() -> Iterator[None]:
+    """Takes away the handler by which torch raises wherever the main process is when a worker has died.
+
+    The batch that is missing is found missing when it is asked for, which can be told as one message.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def _kill(workers: list[BaseProcess]) -> None:

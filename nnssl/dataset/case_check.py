@@ -15,14 +15,18 @@ import pandas as pd
 from nnssl.dataset.volumes import Geometry, UnusableFile, Volume, read_volume
 
 Kind = Literal["labeled", "unlabeled", "test"]
+Severity = Literal["error", "suspicious", "warning"]
 FOLDERS: dict[Kind, str] = {"labeled": "imagesTr", "unlabeled": "imagesUn", "test": "imagesTs"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about one file or case. Errors stop the way to training, warnings are told."""
+    """One sentence about one file or case.
 
-    severity: Literal["error", "warning"]
+    Errors stop the way to training, and so does what is suspicious unless it is allowed; warnings are told.
+    """
+
+    severity: Severity
     where: str
     message: str
 
@@ -53,11 +57,17 @@ class CaseFacts:
 
     def error(self, file: str, message: str) -> None:
         """Records an error; of a test case, which training never reads, a warning."""
-        severity: Literal["error", "warning"] = "warning" if self.kind == "test" else "error"
-        self.findings.append(Finding(severity, short_path(file), message))
+        self._add("error", file, message)
+
+    def suspicious(self, file: str, message: str) -> None:
+        """Records what is a mistake most of the time; of a test case a warning."""
+        self._add("suspicious", file, message)
 
     def warning(self, file: str, message: str) -> None:
-        self.findings.append(Finding("warning", short_path(file), message))
+        self._add("warning", file, message)
+
+    def _add(self, severity: Severity, file: str, message: str) -> None:
+        self.findings.append(Finding("warning" if self.kind == "test" else severity, short_path(file), message))
 
 
 def short_path(file: str) -> str:
@@ -112,7 +122,7 @@ def _check_images(images: list[str], rules: CheckRules, facts: CaseFacts) -> Geo
 
 def _check_replaced(volume: Volume, file: str, facts: CaseFacts) -> None:
     if volume.replaced_values:
-        facts.warning(
+        facts.suspicious(
             file, f"holds {volume.replaced_values} NaN or infinite values, which nnU-Net's reader takes for 0"
         )
 
@@ -126,7 +136,7 @@ def _check_voxels(array: np.ndarray, file: str, facts: CaseFacts) -> None:
             f"holds {nan} NaN and {int(finite.size - finite.sum()) - nan} infinite values; replace them in the file",
         )
     elif array.min() == array.max():
-        facts.warning(file, f"image is constant, every voxel is {array.flat[0]:g}")
+        facts.suspicious(file, f"image is constant, every voxel is {array.flat[0]:g}")
 
 
 def _check_channels(images: list[str], channels_per_file: list[int], rules: CheckRules, facts: CaseFacts) -> None:

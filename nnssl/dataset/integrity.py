@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from nnssl.dataset.case_check import FOLDERS, CaseFacts, CheckRules, Finding, Kind, check_case, short_path
+from nnssl.dataset.case_check import FOLDERS, CaseFacts, CheckRules, Finding, Kind, Severity, check_case, short_path
 from nnssl.dataset.parallel import map_cases
 from nnssl.dataset.raw import RawDataset
 from nnssl.errors import UserError
@@ -19,8 +19,8 @@ _IMAGE_ENDINGS = (
 )  # fmt: skip
 
 
-def check_dataset(raw: RawDataset, num_processes: int = 8) -> list[str]:
-    """Checks a raw data set and returns the warnings, a sentence each; one ``UserError`` tells all errors.
+def check_dataset(raw: RawDataset, num_processes: int = 8, allow_suspicious: bool = False) -> list[str]:
+    """Checks a raw data set and returns the warnings, a sentence each; one ``UserError`` tells all that is wrong.
 
     Errors of labeled and unlabeled cases:
 
@@ -31,10 +31,12 @@ def check_dataset(raw: RawDataset, num_processes: int = 8) -> list[str]:
     - 2D and 3D cases in one data set; NaN or infinite values; label values that ``dataset.json`` does not declare;
     - all labels empty; the same image as labeled and as test case, which would make the test worthless.
 
-    Warnings: the same defects of test cases (training never reads them); constant images; empty labels; classes in no
-    label; the same image under two names (it counts twice; unlabeled and test: the method is then transductive); case
-    names shared with test cases; sheared axes; NaN in NIfTI files, which SimpleITK reads as 0; ``numTraining`` that is
-    not the number of labeled cases; stray files.
+    Suspicious, which ``allow_suspicious`` makes warnings of: constant images; empty labels (cases without a lesion are
+    meant to have one); NaN in NIfTI files, which SimpleITK reads as 0; the same image under two names (it counts twice;
+    unlabeled and test: training sees the test image).
+
+    Warnings: all defects of test cases alone (training never reads them); classes in no label; case names shared with
+    test cases; sheared axes; ``numTraining`` that is not the number of labeled cases; stray files.
 
     Every file is read once, in ``num_processes`` processes.
     """
@@ -51,18 +53,21 @@ def check_dataset(raw: RawDataset, num_processes: int = 8) -> list[str]:
     facts = list(results.values())
     findings += [finding for case in facts for finding in case.findings]
     findings += _check_dimensions(facts) + _check_duplicates(facts) + _check_classes(raw, facts)
-    warnings = [str(finding) for finding in findings if finding.severity == "warning"]
-    errors = [str(finding) for finding in findings if finding.severity == "error"]
-    if errors:
+    by_severity: dict[Severity, list[str]] = {"error": [], "suspicious": [], "warning": []}
+    for finding in findings:
+        by_severity[finding.severity].append(str(finding))
+    if by_severity["error"] or (by_severity["suspicious"] and not allow_suspicious):
+        allow = "" if by_severity["error"] else ", or allow what is meant to be so with --allow_suspicious"
         raise UserError(
-            _report(raw.name, errors, warnings), where=raw.folder, fix="mend the files named above and check again"
+            _report(raw.name, by_severity), where=raw.folder, fix=f"mend the files named above and check again{allow}"
         )
-    return warnings
+    return by_severity["suspicious"] + by_severity["warning"]
 
 
-def _report(name: str, errors: list[str], warnings: list[str]) -> str:
-    counts = f"{len(errors)} error(s)" + (f" and {len(warnings)} warning(s)" if warnings else "")
-    lines = [f"error: {error}" for error in errors] + [f"warning: {warning}" for warning in warnings]
+def _report(name: str, by_severity: dict[Severity, list[str]]) -> str:
+    units = {"error": "error(s)", "suspicious": "suspicious finding(s)", "warning": "warning(s)"}
+    counts = " and ".join(f"{len(found)} {units[severity]}" for severity, found in by_severity.items() if found)
+    lines = [f"{severity}: {finding}" for severity, found in by_severity.items() for finding in found]
     if len(lines) > SHOWN_FINDINGS:
         lines[SHOWN_FINDINGS:] = [f"and {len(lines) - SHOWN_FINDINGS} more"]
     return "\n    ".join([f"the integrity check of {name} found {counts}", *lines])
@@ -188,7 +193,7 @@ def _check_duplicates(facts: list[CaseFacts]) -> list[Finding]:
         message = f"same image as {', '.join(others)}"
         if kinds == {"unlabeled", "test"}:
             message += "; training will see the test image (without label)"
-        findings.append(Finding("warning", first, message))
+        findings.append(Finding("warning" if kinds == {"test"} else "suspicious", first, message))
     return findings
 
 
@@ -202,7 +207,8 @@ def _check_classes(raw: RawDataset, facts: list[CaseFacts]) -> list[Finding]:
     if len(empty) == len(read) == len(raw.labeled):
         return [Finding("error", "labelsTr", "every label is empty, no voxel belongs to a foreground class")]
     findings = [
-        Finding("warning", short_path(raw.labeled[case.case].label), "label is empty, no foreground") for case in empty
+        Finding("suspicious", short_path(raw.labeled[case.case].label), "label is empty, no foreground")
+        for case in empty
     ]
     if len(read) == len(raw.labeled):
         seen = frozenset().union(*(case.found_labels or frozenset() for case in read))

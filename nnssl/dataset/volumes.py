@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import re
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,9 @@ def read_volume(file: str, reader_class: type, *, is_label: bool = False) -> Vol
     reader = reader_class()
     try:
         # the readers print what the caller reports; one file at a time, so that each problem has its file
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            # else the imaginary parts of complex images would be lost
+            warnings.simplefilter("error", getattr(np, "exceptions", np).ComplexWarning)
             array, properties = reader.read_seg(file) if is_label else reader.read_images([file])
     except Exception as error:
         raise UnusableFile(_reason(error)) from error

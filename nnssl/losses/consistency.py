@@ -50,4 +50,13 @@ def cosine_distance(first: torch.Tensor, second: torch.Tensor, axis: int = 1) ->
     """
     # torch's own divides every vector by its norm first, which takes several times as long
     squares = first.square().sum(axis) * second.square().sum(axis)
-    return 1 - (first * second).sum(axis) * squares.clamp_min(_SMALLEST).rsqrt()
+    return 1 - cosine((first * second).sum(axis), squares)
+
+
+def cosine(products: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Cosines of pairs of vectors, given their dot products and the products of their squared lengths; 0 for length 0.
+
+    >>> cosine(torch.tensor([6.0, 0.0]), torch.tensor([36.0, 0.0]))
+    tensor([1., 0.])
+    """
+    return products * squares.clamp_min(_SMALLEST).rsqrt()

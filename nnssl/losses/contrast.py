@@ -8,6 +8,46 @@ import torch
 from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
+from nnssl.losses.consistency import cosine
+
+
+def projected_products(
+    first: torch.Tensor, second: torch.Tensor, projections: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Dot product, voxel by voxel, of two projections to many channels, of which neither is computed.
+
+    ``(W a + v) . (X b + y) = [a; 1]' G [b; 1]`` with ``G = [W v]' [X y]``, which has the few channels of a and b only.
+
+    Args:
+        first: a, ``(N, A, *S)``.
+        second: b, ``(N, B, *S)``.
+        projections: ``[W v]`` of shape ``(E, A + 1)`` and ``[X y]`` of shape ``(E, B + 1)``.
+
+    Returns:
+        ``(N, *S)``.
+    """
+    gram = projections[0].T @ projections[1]
+    a, b = first.movedim(1, -1), second.movedim(1, -1)
+    mapped = torch.nn.functional.linear(a, gram[:-1].T, gram[-1])
+    return (mapped[..., :-1] * b).sum(-1) + mapped[..., -1]
+
+
+def projected_cosine(
+    first: torch.Tensor, second: torch.Tensor, projections: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Cosine, voxel by voxel, of two projections; arguments and shape as of `projected_products`.
+
+    Projections that are shorter than rounding can tell count with the length that it can.
+    """
+    squares = _projected_squares(first, projections[0]) * _projected_squares(second, projections[1])
+    return cosine(projected_products(first, second, projections), squares).clamp(-1, 1)
+
+
+def _projected_squares(vectors: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+    squares = projected_products(vectors, vectors, (projection, projection))
+    largest = projection.detach().square().sum() * (vectors.detach().square().sum(1) + 1)
+    return squares.maximum(torch.finfo(squares.dtype).eps * largest)
+
 
 def intersection_union_contrast(
     similarity: torch.Tensor,

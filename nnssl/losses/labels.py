@@ -10,7 +10,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 def most_likely_classes(logits: torch.Tensor) -> torch.Tensor:
     """``(N, K, *S)`` to class numbers ``(N, 1, *S)``, without gradient."""
-    return logits.detach().argmax(1, keepdim=True)
+    # the indices of argmax, which takes ten times as long across channels on a CPU
+    return logits.detach().max(1, keepdim=True).indices
 
 
 def most_likely_regions(logits: torch.Tensor) -> torch.Tensor:

@@ -72,6 +72,13 @@ def projector_on_last_stage(network: nn.Module, channels: int) -> nn.Module:
     return nn.Sequential(head_on_last_stage(network, features), nn.PReLU(), head_on_last_stage(network, channels))
 
 
+def affine_map(layer: nn.Module) -> torch.Tensor:
+    """Weights of a convolution of kernel 1, and its bias as the last column: ``(out, in + 1)``."""
+    weight: Any = layer.weight
+    bias: Any = layer.bias
+    return torch.cat([weight.flatten(1), bias[:, None]], 1)
+
+
 def encoder_of(network: nn.Module) -> Any:
     """The encoder of one of nnU-Net's U-Nets: ``stages``, ``output_channels``, ``strides``, ``conv_op`` and so on.
 

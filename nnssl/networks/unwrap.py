@@ -34,3 +34,15 @@ def deep_supervision(network: nn.Module, enabled: bool) -> Iterator[None]:
         yield
     finally:
         decoder.deep_supervision = before
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """While inside, all parts of a network stand in evaluation mode."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

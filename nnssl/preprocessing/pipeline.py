@@ -62,6 +62,7 @@ def prepare_dataset(
     num_processes: Mapping[str, int] | int = 1,
     num_processes_fingerprint: int = 1,
     check_integrity: bool = True,
+    allow_suspicious: bool = False,
     preprocess: bool = True,
     clean: bool = False,
     gpu_memory_target_in_gb: float | None = None,
@@ -82,6 +83,7 @@ def prepare_dataset(
         num_processes: worker processes for preprocessing, one number or one per configuration.
         num_processes_fingerprint: worker processes for integrity check and fingerprint.
         check_integrity: whether every file is read and checked first.
+        allow_suspicious: whether findings that are mistakes most of the time are told as warnings.
         preprocess: False ends after planning.
         clean: fingerprint and preprocess every case again.
         gpu_memory_target_in_gb, preprocessor_name, overwrite_target_spacing, overwrite_plans_name, mirror_axes: see
@@ -105,7 +107,7 @@ def prepare_dataset(
         notes: list[str] = []
         if check_integrity:
             tell(f"Integrity check of {raw.name}")
-            notes += check_dataset(raw, num_processes_fingerprint)
+            notes += check_dataset(raw, num_processes_fingerprint, allow_suspicious)
         tell(f"Fingerprint of {len(raw.labeled)} labeled and {len(raw.unlabeled)} unlabeled cases")
         cache = folder / MANIFESTS_FOLDER / "content.json"
         keys = content_keys(raw, cache, num_threads=num_processes_fingerprint, clean=clean)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999999", "#F0E442")
 # the same colors for lines on gray pictures: the bright ones first
 CONTOURS = ("#56B4E9", "#E69F00", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#FFFFFF", "#0072B2")
-_MARKERS = "os^DvPXd"
+# as many as not to come round with the colors
+_MARKERS = "os^DvPX"
 _DASHES = ((), (5, 2), (2, 1.5), (6, 2, 1.5, 2), (8, 2, 2, 2, 2, 2), (1, 2))
 # stands for the color of the page's text until the SVG is part of the page
 _INK = "#123457"
@@ -46,7 +47,7 @@ def style(number: int) -> Style:
     return Style(
         PALETTE[number % len(PALETTE)],
         _MARKERS[number % len(_MARKERS)],
-        _DASHES[(number + number // len(PALETTE)) % len(_DASHES)],
+        _DASHES[(number % len(PALETTE) + number // len(PALETTE)) % len(_DASHES)],
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnssl.errors import UserError
-from nnssl.report.overlay import fullest_slice
+from nnssl.pictures.overlay import fullest_slice
 
 _MARGIN_MM = 12.0
 _MARGIN_SHARE = 0.3

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnssl.networks.ema import EMATeacher
-from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine.preview import inner_network, label_map
+from nnssl.trainers.engine.step import Step
 
 NO_LABEL = -1
 
@@ -47,15 +47,17 @@ class Recorder:
 
     Attributes:
         passes: in their order.
+        pictures: of each step of a method that has some: images, and what it made of them, by name, ``(N, C, *P)``.
         step: to be counted up by whoever takes the steps.
     """
 
     def __init__(self, trainer: SemiSupervisedTrainer):
         self.trainer = trainer
         self.passes: list[Pass] = []
+        self.pictures: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
         self.step = 0
-        self._names = {id(_inner(trainer.network)): "student"}
-        self._names |= {id(_inner(module)): name for name, module in trainer._modules.items()}
+        self._names = {id(inner_network(trainer.network)): "student"}
+        self._names |= {id(inner_network(module)): name for name, module in trainer._modules.items()}
         # outputs are kept, or their memory would be given to others while a step goes on
         self._outputs: dict[int, tuple[torch.Tensor, Pass]] = {}
         self._in_heads = False
@@ -65,6 +67,7 @@ class Recorder:
         """While inside, the trainer's networks and losses are watched."""
         trainer: Any = self.trainer
         heads, loss, cross_entropy = trainer.heads, trainer.segmentation_loss, trainer.cross_entropy
+        after_step = trainer.after_step
 
         def watched_heads(network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
             self._in_heads = True
@@ -72,7 +75,7 @@ class Recorder:
                 result = heads(network, images)
             finally:
                 self._in_heads = False
-            seen = self._note(self._names.get(id(_inner(network)), type(network).__name__), images)
+            seen = self._note(self._names.get(id(inner_network(network)), type(network).__name__), images)
             self._outputs[result[0].untyped_storage().data_ptr()] = result[0], seen
             return result
 
@@ -86,22 +89,29 @@ class Recorder:
             self._told(logits, target, weight)
             return cross_entropy(logits, target, weight)
 
+        def watched_after_step(step: Step) -> None:
+            after_step(step)
+            pictures = trainer.pictures(step)
+            if pictures:
+                kept = {name: picture.detach().float().cpu() for name, picture in pictures.items()}
+                self.pictures.append((step.images.float().cpu(), kept))
+
         hooks = [self._hook(network, name) for network, name in self._networks()]
         trainer.heads, trainer.segmentation_loss = watched_heads, watched_loss
-        trainer.cross_entropy = watched_cross_entropy
+        trainer.cross_entropy, trainer.after_step = watched_cross_entropy, watched_after_step
         try:
             yield
         finally:
-            for name in ("heads", "segmentation_loss", "cross_entropy"):
+            for name in ("heads", "segmentation_loss", "cross_entropy", "after_step"):
                 delattr(trainer, name)
             for hook in hooks:
                 hook.remove()
             self._outputs.clear()
 
     def _networks(self) -> Iterator[tuple[nn.Module, str]]:
-        yield _inner(self.trainer.network), "student"
+        yield inner_network(self.trainer.network), "student"
         for name, module in self.trainer._modules.items():
-            yield _inner(module), name
+            yield inner_network(module), name
 
     def _hook(self, network: nn.Module, name: str) -> Any:
         """Watches passes that do not go through ``heads``, such as those of methods that call the encoder."""
@@ -132,19 +142,4 @@ class Recorder:
         where = torch.ones_like(labels, dtype=torch.bool)
         if weight is not None:
             where = (weight > 0).any(1).cpu().expand_as(labels)
-        labels[where] = self.label_map(target)[where]
-
-    def label_map(self, target: torch.Tensor) -> torch.Tensor:
-        """``(N, *P)`` of a reference or pseudo-label ``(N, C, *P)``; without the channel of an ignore label."""
-        target = target.detach().cpu()
-        if not self.trainer.label_manager.has_regions:
-            return target[:, 0].to(torch.int16)
-        labels = torch.zeros((len(target), *target.shape[2:]), dtype=torch.int16)
-        for region in range(self.trainer.label_manager.num_segmentation_heads):
-            labels[target[:, region] > 0] = region + 1
-        return labels
-
-
-def _inner(module: nn.Module) -> nn.Module:
-    module = unwrap(module)
-    return unwrap(module.network) if isinstance(module, EMATeacher) else module
+        labels[where] = label_map(self.trainer, target)[where]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from nnssl.evaluation.comparison import FOREGROUND, Comparison, conclusion, limi
 from nnssl.evaluation.runs import perfect_value
 from nnssl.evaluation.statistics import bootstrap_interval
 from nnssl.report.results import Results, finite, share_of_gap
+
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def method_rows(results: Results, ceiling: str | None) -> list[dict[str, Any]]:
@@ -98,7 +100,12 @@ def _mean_cell(values: NDArray[np.float64], metric: str) -> str:
 
 def _with_interval(value: float, interval: tuple[float, float] | None, metric: str, signed: bool = False) -> str:
     text = number_text(value, metric, signed)
-    return text if interval is None else f"{text} [{', '.join(number_text(end, metric, signed) for end in interval)}]"
+    return text if interval is None else f"{text} {_bracket(number_text(end, metric, signed) for end in interval)}"
+
+
+def _bracket(ends: Iterable[str]) -> str:
+    """An interval, which a narrow cell shows below its value, but does not break."""
+    return f"[{f',{_NO_BREAK}'.join(ends)}]"
 
 
 def number_text(value: float, metric: str, signed: bool = False) -> str:
@@ -116,9 +123,8 @@ def _sortable(value: float) -> str:
 def _share_cell(share: tuple[float, tuple[float, float] | None] | None) -> str | None:
     if share is None:
         return None
-    interval = "" if share[1] is None else f" [{share[1][0]:.2f}, {share[1][1]:.2f}]"
-    return f"{share[0]:.2f}{interval}"
+    return f"{share[0]:.2f}" + ("" if share[1] is None else f" {_bracket(f'{end:.2f}' for end in share[1])}")
 
 
 def _p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+    return f"<{_NO_BREAK}0.0001" if value < 0.0001 else f"{value:.4f}"

@@ -46,6 +46,7 @@ class SemiSupervisedTrainer(SetUp):
     - `pretrain_losses`, `start_main_phase`: what happens before the main phase, and when it begins;
     - `optimize`: only methods whose step is not one loss and one update;
     - `after_step`: EMA updates;
+    - `pictures`: what the method makes of a step's patches, to be looked at;
     - `phase_starts`, `start_phase`, `unlabeled_cases`: phases with work on whole cases between them;
     - `deployed_network`: the network that is saved for prediction (default: the student).
 
@@ -258,6 +259,10 @@ class SemiSupervisedTrainer(SetUp):
 
     def after_step(self, step: Step) -> None:
         """Called after each optimizer step."""
+
+    def pictures(self, step: Step) -> dict[str, torch.Tensor]:
+        """What the method made of the patches of a finished step ``(N, C, *P)``, by name, for ``nnssl_preview``."""
+        return {}
 
     @property
     def phase_starts(self) -> tuple[int, ...]:

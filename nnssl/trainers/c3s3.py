@@ -13,11 +13,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nnssl.losses.consistency import cosine_distance, mean_squared_difference
-from nnssl.losses.contrast import intersection_union_contrast
+from nnssl.losses.contrast import intersection_union_contrast, projected_cosine
 from nnssl.losses.labels import class_masks
 from nnssl.losses.schedules import sigmoid_rampup
 from nnssl.networks.ensemble import Ensemble
-from nnssl.networks.features import FeatureTap, last_decoder_stage, projector_on_last_stage
+from nnssl.networks.features import FeatureTap, affine_map, last_decoder_stage, projector_on_last_stage
 from nnssl.networks.unwrap import unwrap
 from nnssl.networks.variants import counterpart
 from nnssl.trainers.engine.requirements import check_value
@@ -42,8 +42,8 @@ class C3S3(TwoStudents):
     Sharpened probabilities are p^(1/T) / sum p^(1/T), T = 0.1, without gradient. L_iuc (see `nnssl.losses.contrast`)
     attracts and repels the embeddings of both networks, by the intersection and union of their most likely classes, on
     all patches; with several classes it is the mean over those that either network sees. The embeddings are made of
-    the last decoder stage by two 1x1 convolutions and recomputed in the backward pass. A and B are each trained by an
-    optimizer of their own.
+    the last decoder stage by two 1x1 convolutions; only their dot products are computed, from the channels before the
+    second one, and recomputed in the backward pass. A and B are each trained by an optimizer of their own.
 
     Deviations from the released code (983bdf5 and later; the paper was not read): nnU-Net's U-Nets instead of V-Net and
     a V-Net with the encoder of ResNet-34. View 1 is the patch as nnU-Net augments it and view 2 a strong view of it
@@ -62,7 +62,7 @@ class C3S3(TwoStudents):
     source = "He et al., ICME 2025, arXiv:2506.07368"
     year = 2025
     status = "official code"
-    memory_factor = 11.1
+    memory_factor = 9.6
     plain_supervision = False
     deploys_ensemble = True
 
@@ -77,8 +77,8 @@ class C3S3(TwoStudents):
     cosine_axis: Literal["class", "last"] = "class"
     deploy: Literal["first", "second", "mean"] = "mean"
 
-    projector: nn.Module
-    second_projector: nn.Module
+    projector: nn.Sequential
+    second_projector: nn.Sequential
 
     @staticmethod
     def build_member_architecture(
@@ -167,7 +167,7 @@ class C3S3(TwoStudents):
         for views in logits:
             score = torch.zeros((), device=self.device)
             for view in views:
-                labeled = view[: len(step.labeled)]
+                labeled = view[: len(step.labeled)].detach()
                 labels, annotated = self.annotation(labeled, step.target[0])
                 overlap = dice(labeled, labels, loss_mask=annotated)
                 score += self.competition_alpha * self.cross_entropy(labeled, step.target[0])
@@ -196,7 +196,7 @@ class C3S3(TwoStudents):
         losses = []
         for i in range(2):
             for j in range(2):
-                # patch by patch, as embeddings have more channels than any other tensor of this size
+                # patch by patch and recomputed, as it takes several tensors of the size of the features
                 pairs = zip(features[0][i].split(1), features[1][j].split(1), strict=True)
                 similarity = torch.cat([checkpoint(self.similarity, *pair, use_reentrant=False) for pair in pairs])
                 first, second = seen[0][i], seen[1][j]
@@ -212,9 +212,13 @@ class C3S3(TwoStudents):
 
     def similarity(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Cosine of the embeddings of features of A and B for each voxel ``(N, 1, *P)``."""
+        projectors = self.projector, self.second_projector
+        matrices = affine_map(self.projector[-1]), affine_map(self.second_projector[-1])
         with self.precision.autocast():
-            embeddings = self.projector(first), self.second_projector(second)
-        return 1 - cosine_distance(embeddings[0].float(), embeddings[1].float())[:, None]
+            hidden = [p[:-1](features) for p, features in zip(projectors, (first, second), strict=True)]
+        # in the precision of the weights
+        one, other = (h.to(matrix) for h, matrix in zip(hidden, matrices, strict=True))
+        return projected_cosine(one, other, matrices)[:, None]
 
     def structures(self, logits: torch.Tensor) -> torch.Tensor:
         """Where each foreground class, or region, is the prediction; boolean ``(N, C, *P)``."""

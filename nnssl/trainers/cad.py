@@ -20,7 +20,7 @@ from nnssl.augmentation.displacement import (
 from nnssl.losses.components import largest_region
 from nnssl.losses.consistency import mean_squared_difference
 from nnssl.losses.schedules import sigmoid_rampup
-from nnssl.losses.uncertainty import class_confidence, class_divergence, region_confidence, region_divergence
+from nnssl.losses.uncertainty import class_divergence, region_divergence
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.bcp import BCP
 from nnssl.trainers.engine.requirements import check_value
@@ -192,11 +192,6 @@ class CAD(TwoStudents, BCP):
             self.source_candidates,
         )
         return targets, sources
-
-    def confidence(self, logits: torch.Tensor) -> torch.Tensor:
-        """How sure a prediction is, ``(N, 1, *P)``, 0 to 1."""
-        measure = region_confidence if self.label_manager.has_regions else class_confidence
-        return measure(self.probabilities(logits))
 
     def optimize(self, step: Step) -> dict[str, torch.Tensor]:
         return super().optimize(step) | step.extra.get("facts", {})

@@ -142,7 +142,8 @@ class EFSMedSeg(SemiSupervisedTrainer):
             noise = torch.cat([self.randn_like(part) for part in (mean[:labeled], mean[labeled:])])
             images = self.reconstruction(sample(mean, log_variance, noise))
             step.extra["reconstruction"] = images
-            error = self.masked_mean((images - step.images).square(), self.voxel_weights(step))
+            step.extra["weights"] = self.voxel_weights(step)
+            error = self.masked_mean((images - step.images).square(), step.extra["weights"])
             losses["reconstruction"] = self.reconstruction_weight * error
         if self.contrast_weight > 0:
             contrast = self.structure_loss if self.contrast == "prototypes" else self.image_loss
@@ -228,6 +229,10 @@ class EFSMedSeg(SemiSupervisedTrainer):
             vectors = [self.projector(features.flatten(2).mean(2)) for features in (step.extra["bottleneck"], again)]
         first, second = (self.ranks.joined_rows(vector.float()) for vector in vectors)
         return paired_contrast(first, second, self.temperature)
+
+    def pictures(self, step: Step) -> dict[str, torch.Tensor]:
+        """Reconstructions, and the weights of their voxels."""
+        return {name: step.extra[name] for name in ("reconstruction", "weights") if name in step.extra}
 
     def after_step(self, step: Step) -> None:
         if "running_dice" not in self._modules:

@@ -39,17 +39,18 @@ class ReciprocalLearning(SemiSupervisedTrainer):
     normalized (``feedback_limit`` clips h). h is 0 where it is not finite, which happens in fp16 only; curves show its
     mean as ``h``. Losses of CE are those over all heads of deep supervision, with nnU-Net's weights.
 
-    Deviations: nnU-Net's learning rate schedule, once per phase. SGD has the published momentum 0.9 without Nesterov
-    and weight decay 1e-4, since the average of a hundred steps that momentum 0.99 makes is not the move that h
-    describes; ``momentum=0.99 nesterov=True weight_decay=3e-5`` is nnU-Net's. ``teacher_loss=dice_ce`` adds nnU-Net's
-    Dice to what the teacher learns from labels.
+    Deviations: nnU-Net's learning rate schedule, once per phase. Short trainings (``recipe``) move both networks by
+    AdamW, as the released code for the pancreas does by Adam; h stays made of plain gradients. SGD (``recipe=nnunet``)
+    has the published momentum 0.9 without Nesterov and weight decay 1e-4, since the average of a hundred steps that
+    momentum 0.99 makes is not the move that h describes. ``teacher_loss=dice_ce`` adds nnU-Net's Dice to what the
+    teacher learns from labels.
     """
 
     source = "Zeng et al., MICCAI 2021, doi:10.1007/978-3-030-87196-3_33"
     year = 2021
     status = "official code"
     trained_networks = 2
-    memory_factor = 2.0
+    memory_factor = 1.9
     plain_supervision = False
     restarts_schedule = True
     pretrain_share = 0.5

@@ -54,7 +54,7 @@ class SASSNet(SemiSupervisedTrainer):
     source = "Li et al., MICCAI 2020, arXiv:2007.10732"
     year = 2020
     status = "official code"
-    memory_factor = 2.25
+    memory_factor = 3.4
     supports_ignore_label = False
 
     sdm_weight: float = 0.3

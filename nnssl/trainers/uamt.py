@@ -49,6 +49,7 @@ class UAMT(MeanTeacher):
 
     source = "Yu et al., MICCAI 2019, arXiv:1907.07034"
     year = 2019
+    memory_factor = 2.4
     supervised_with: ClassVar[dict[str, Any]] = {"dropout_rate": 0.0}
 
     teacher_passes: int = 8

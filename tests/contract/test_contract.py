@@ -41,7 +41,7 @@ def _restore_determinism():
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., Tiny]:
     """Makes data sets with one labeled patch per step, or as many as the trainer under test needs."""
     trainer = registered_trainers()[request.node.callspec.params["name"]]
-    return lambda **options: Tiny(**{"labeled_batch": trainer.min_labeled_patches} | options).write(
+    return lambda **options: Tiny(**{"labeled_batch": trainer.min_labeled_patches, "light": True} | options).write(
         tmp_path / "data", monkeypatch
     )
 

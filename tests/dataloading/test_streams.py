@@ -25,8 +25,16 @@ class Fails:
 
 
 class Dies:
+    """Ends its process with the fifth batch that it makes of a stream with seed 0."""
+
+    def get_indices(self):
+        return [f"case_{np.random.randint(100)}", "another"]
+
     def generate_train_batch(self, announce):
-        os.kill(os.getpid(), signal.SIGKILL)
+        case = self.get_indices()[0]
+        if case == "case_76":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"data": torch.zeros(1)}
 
 
 def _take(stream: BatchStream, n: int) -> torch.Tensor:
@@ -72,7 +80,16 @@ def test_an_error_in_a_worker_is_told_by_its_last_line():
     assert "patient_7" in caught.value.found
 
 
-def test_a_dead_worker_ends_the_stream_with_advice():
-    stream = BatchStream(SeededBatches(Dies(), "unlabeled", 0), 0, num_workers=1)
-    with pytest.raises(UserError, match="worker process of the unlabeled stream died"):
-        next(stream)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_dead_worker_ends_the_stream_with_its_cases_and_advice(workers):
+    batches = SeededBatches(Dies(), "unlabeled", 0)
+    drawn = [batches.cases(index) for index in range(6)]
+    at = drawn.index(["case_76", "another"])
+    stream = BatchStream(batches, 0, num_workers=workers)
+    with pytest.raises(UserError, match="worker process of the unlabeled stream died") as caught:
+        _take(stream, 6)
+    stream.close()
+    assert "case_76, another" in str(caught.value)
+    others = [cases[0] for number, cases in enumerate(drawn) if number != at]
+    assert not [case for case in others if case in str(caught.value)]
+    assert "nnUNet_n_proc_DA=1" in str(caught.value)

@@ -21,8 +21,8 @@ from .synthetic import SHAPE, make_raw, mask, voxels, write_dataset_json, write_
 ROTATED = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
 
-def check(folder: Path) -> list[str]:
-    return check_dataset(RawDataset.open(folder), num_processes=1)
+def check(folder: Path, allow_suspicious: bool = False) -> list[str]:
+    return check_dataset(RawDataset.open(folder), 1, allow_suspicious)
 
 
 def errors_of(folder: Path) -> str:
@@ -175,33 +175,9 @@ def test_errors(tmp_path, spoil, told):
 
 
 WARNINGS: dict[str, tuple[Spoil, list[str]]] = {
-    "constant image": (
-        lambda d: write_volume(image(d, "unl_0"), np.full(SHAPE, 7, np.float32)),
-        ["imagesUn/unl_0_0000.nii.gz: image is constant, every voxel is 7"],
-    ),
-    "empty label": (
-        lambda d: write_volume(label(d), mask(())),
-        ["labelsTr/lab_0.nii.gz: label is empty, no foreground"],
-    ),
     "class in no label": (
         lambda d: [write_volume(label(d, f"lab_{i}"), mask((1,))) for i in range(3)],
         ["labelsTr: no label contains posterior (2); it cannot be learned"],
-    ),
-    "labeled twice": (
-        lambda d: shutil.copy(image(d, "lab_0"), image(d, "lab_2")),
-        ["imagesTr/lab_0: same image as imagesTr/lab_2"],
-    ),
-    "labeled and unlabeled content": (
-        lambda d: shutil.copy(image(d, "lab_0"), image(d, "unl_1")),
-        ["imagesTr/lab_0: same image as imagesUn/unl_1"],
-    ),
-    "unlabeled and test content": (
-        lambda d: shutil.copy(image(d, "unl_1"), image(d, "tst_0")),
-        ["imagesUn/unl_1: same image as imagesTs/tst_0; training will see the test image (without label)"],
-    ),
-    "same content, other compression": (
-        lambda d: sitk.WriteImage(sitk.ReadImage(str(image(d, "lab_0"))), str(image(d, "unl_1")), True, 1),
-        ["imagesTr/lab_0: same image as imagesUn/unl_1"],
     ),
     "name of a test case": (
         lambda d: write_volume(d / "imagesTs" / "lab_0_0000.nii.gz", voxels(99)),
@@ -227,6 +203,55 @@ def test_warnings(tmp_path, spoil, told):
     folder = make_raw(tmp_path / "Dataset001_X")
     spoil(folder)
     assert check(folder) == told
+
+
+SUSPICIOUS: dict[str, tuple[Spoil, str]] = {
+    "constant image": (
+        lambda d: write_volume(image(d, "unl_0"), np.full(SHAPE, 7, np.float32)),
+        "imagesUn/unl_0_0000.nii.gz: image is constant, every voxel is 7",
+    ),
+    "empty label": (
+        lambda d: write_volume(label(d), mask(())),
+        "labelsTr/lab_0.nii.gz: label is empty, no foreground",
+    ),
+    "labeled twice": (
+        lambda d: shutil.copy(image(d, "lab_0"), image(d, "lab_2")),
+        "imagesTr/lab_0: same image as imagesTr/lab_2",
+    ),
+    "labeled and unlabeled content": (
+        lambda d: shutil.copy(image(d, "lab_0"), image(d, "unl_1")),
+        "imagesTr/lab_0: same image as imagesUn/unl_1",
+    ),
+    "unlabeled and test content": (
+        lambda d: shutil.copy(image(d, "unl_1"), image(d, "tst_0")),
+        "imagesUn/unl_1: same image as imagesTs/tst_0; training will see the test image (without label)",
+    ),
+    "same content, other compression": (
+        lambda d: sitk.WriteImage(sitk.ReadImage(str(image(d, "lab_0"))), str(image(d, "unl_1")), True, 1),
+        "imagesTr/lab_0: same image as imagesUn/unl_1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "told"), SUSPICIOUS.values(), ids=SUSPICIOUS)
+def test_what_is_suspicious_has_to_be_allowed(tmp_path, spoil, told):
+    folder = make_raw(tmp_path / "Dataset001_X")
+    spoil(folder)
+    report = errors_of(folder)
+    assert "found 1 suspicious finding(s)" in report
+    assert f"suspicious: {told}" in report
+    assert "--allow_suspicious" in report
+    assert check(folder, allow_suspicious=True) == [told]
+
+
+def test_an_error_is_not_allowed(tmp_path):
+    folder = make_raw(tmp_path / "Dataset001_X")
+    write_volume(label(folder), mask(()))
+    image(folder, "unl_0").write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        check(folder, allow_suspicious=True)
+    assert "1 error(s) and 1 suspicious finding(s)" in str(error.value)
+    assert "--allow_suspicious" not in str(error.value)
 
 
 def test_sheared_axes_are_a_warning(tmp_path):
@@ -256,7 +281,8 @@ def test_values_that_are_no_numbers(tmp_path, part):
             told = "label holds NaN or infinite" if part == "labelsTr" else "holds 1 NaN and 1 infinite values"
             assert f"error: {part}/{name}: {told}" in errors_of(folder)
         else:
-            assert check(folder) == [
+            assert "--allow_suspicious" in errors_of(folder)
+            assert check(folder, allow_suspicious=True) == [
                 f"{part}/{name}: holds 2 NaN or infinite values, which nnU-Net's reader takes for 0"
             ]
 
@@ -265,7 +291,7 @@ def test_constant_images_are_no_duplicates(tmp_path):
     folder = make_raw(tmp_path / "Dataset001_X")
     for case in ("lab_0", "unl_0", "tst_0"):
         write_volume(image(folder, case), np.zeros(SHAPE, np.float32))
-    told = check(folder)
+    told = check(folder, allow_suspicious=True)
     assert len(told) == 3
     assert all("image is constant" in text for text in told)
 
@@ -287,10 +313,10 @@ def test_all_problems_are_told_at_once_errors_first(tmp_path):
     image(folder, "unl_0").write_bytes(b"")
     label(folder, "lab_1").unlink()
     lines = [line.strip() for line in errors_of(folder).splitlines()]
-    assert lines[0] == "the integrity check of Dataset001_X found 2 error(s) and 1 warning(s)"
+    assert lines[0] == "the integrity check of Dataset001_X found 2 error(s) and 1 suspicious finding(s)"
     assert lines[1].startswith("error: labelsTr/lab_1.nii.gz")
     assert lines[2].startswith("error: imagesUn/unl_0_0000.nii.gz")
-    assert lines[3].startswith("warning: imagesTr/lab_0_0000.nii.gz")
+    assert lines[3].startswith("suspicious: imagesTr/lab_0_0000.nii.gz")
 
 
 def test_long_reports_are_cut(tmp_path):
@@ -307,7 +333,7 @@ def test_worker_processes_find_the_same(tmp_path):
     folder = make_raw(tmp_path / "Dataset001_X")
     shutil.copy(image(folder, "lab_0"), image(folder, "unl_1"))
     raw = RawDataset.open(folder)
-    assert check_dataset(raw, num_processes=2) == check_dataset(raw, num_processes=1) != []
+    assert check_dataset(raw, 2, True) == check_dataset(raw, 1, True) != []
 
 
 def test_ignore_label_and_regions(tmp_path):
@@ -315,9 +341,9 @@ def test_ignore_label_and_regions(tmp_path):
     labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
     write_dataset_json(folder, labels=labels, regions_class_order=[1, 2], numTraining=2)
     write_volume(label(folder), mask((1, 2, 3)))
-    assert check(folder) == []
+    assert check(folder, allow_suspicious=True) == []
     write_volume(label(folder), mask((3,)))
-    assert check(folder) == ["labelsTr/lab_0.nii.gz: label is empty, no foreground"]
+    assert check(folder, allow_suspicious=True) == ["labelsTr/lab_0.nii.gz: label is empty, no foreground"]
     write_volume(label(folder), mask((1, 4)))
     assert "value(s) 4, dataset.json declares 0, 1, 2, 3" in errors_of(folder)
 

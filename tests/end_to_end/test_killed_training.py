@@ -50,7 +50,7 @@ def _wait_for_epoch(process: subprocess.Popen[str], epoch: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Supervised", "MeanTeacher", "SelfTraining"])
+@pytest.mark.parametrize("name", ["MeanTeacher", "SelfTraining"])
 def test_killed_and_continued(name, tmp_path, monkeypatch):
     data = Tiny().write(tmp_path / "data", monkeypatch)
     _finish(_train(data, name, tmp_path / "whole"))

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from nnssl.losses.contrast import intersection_union_contrast
+from nnssl.losses.contrast import intersection_union_contrast, projected_cosine, projected_products
+from nnssl.networks.features import affine_map
 
 
 def contrast(similarity, first, second, **options):
@@ -77,3 +78,44 @@ def test_structures_are_independent_and_others_voxels_enter_the_sum():
             )
         )
     torch.testing.assert_close((parts[0] + parts[1]) / 2, both)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_products_of_projections_and_their_gradients_are_those_of_the_projections(dimensions):
+    convolution = {2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[dimensions]
+    torch.manual_seed(0)
+    layers = convolution(3, 20, 1).double(), convolution(5, 20, 1).double()
+    size = (4, 3, 2)[:dimensions]
+    patches = [torch.randn(2, n, *size, dtype=torch.float64, requires_grad=True) for n in (3, 5)]
+    products = projected_products(*patches, (affine_map(layers[0]), affine_map(layers[1])))
+    direct = (layers[0](patches[0]) * layers[1](patches[1])).sum(1)
+    torch.testing.assert_close(products, direct)
+    weights = [*patches, *layers[0].parameters(), *layers[1].parameters()]
+    seed = torch.randn_like(direct)
+    found, expected = (torch.autograd.grad((value * seed).sum(), weights) for value in (products, direct))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_squared_lengths_of_projections():
+    layer = torch.nn.Conv2d(2, 30, 1)
+    images = torch.randn(3, 2, 5, 4)
+    matrix = affine_map(layer)
+    torch.testing.assert_close(projected_products(images, images, (matrix, matrix)), layer(images).square().sum(1))
+
+
+def test_cosine_of_projections_is_bounded_where_one_vanishes():
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(4, 16, 1), torch.nn.Conv2d(4, 16, 1)
+    matrices = affine_map(layers[0]), affine_map(layers[1])
+    images = [torch.randn(2, 4, 6, 5, requires_grad=True) for _ in layers]
+    expected = torch.nn.functional.cosine_similarity(*(layer(x) for layer, x in zip(layers, images, strict=True)))
+    torch.testing.assert_close(projected_cosine(*images, matrices), expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        # W x + v is nothing but rounding
+        layers[0].bias.copy_(-layers[0].weight.flatten(1).sum(1))
+        images[0].copy_(1 + 1e-6 * torch.randn(2, 4, 6, 5))
+    cosines = projected_cosine(*images, (affine_map(layers[0]), matrices[1]))
+    assert (cosines.abs() <= 1).all()
+    gradients = torch.autograd.grad(cosines.sum(), images)
+    assert all(gradient.isfinite().all() and gradient.abs().max() < 1e3 for gradient in gradients)

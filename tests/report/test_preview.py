@@ -8,22 +8,11 @@ import pytest
 import torch
 
 from nnssl.cli import run
-from nnssl.report.preview import Patch, _slice, save_patches
+from nnssl.pictures.patches import Patch, cut, save_patches
 from nnssl.report.recorder import NO_LABEL, Recorder
+from nnssl.trainers.engine.preview import label_map
 from nnssl.trainers.registry import registered_trainers
 from tests.support.tiny import Tiny
-
-
-@pytest.fixture
-def build(tmp_path, monkeypatch):
-    def build(name: str, options: dict | None = None, **overrides):
-        data = Tiny(**options or {}).write(tmp_path / "data", monkeypatch)
-        return data, data.trainer(name, **overrides)
-
-    threads = torch.get_num_threads()
-    yield build
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
 
 
 def record(data, trainer, steps: int = 1):
@@ -83,7 +72,7 @@ def test_regions_are_numbered(build):
     data, trainer = build("Supervised", {"regions": True})
     target = torch.zeros(1, 2, *data.patch, dtype=torch.bool)
     target[:, 0, :8], target[:, 1, :4] = True, True
-    labels = Recorder(trainer).label_map(target)
+    labels = label_map(trainer, target)
     assert (labels[0, :4] == 2).all()
     assert (labels[0, 4:8] == 1).all()
     assert (labels[0, 8:] == 0).all()
@@ -108,11 +97,11 @@ def test_slices_lie_across_the_largest_spacing_where_the_labels_are():
     labels = np.zeros((6, 8, 10), int)
     labels[4, 2:5, 2:5] = 1
     image = np.arange(480.0).reshape(6, 8, 10)
-    shown, contour, aspect = _slice(Patch("", image, labels), (3, 1, 2))
+    shown, contour, aspect = cut(Patch("", image, labels), (3, 1, 2))
     assert aspect == 0.5
     np.testing.assert_array_equal(shown, image[4])
     np.testing.assert_array_equal(contour, labels[4])
-    shown, contour, _ = _slice(Patch("", image, None), (1, 1, 3))
+    shown, contour, _ = cut(Patch("", image, None), (1, 1, 3))
     np.testing.assert_array_equal(shown, image[:, :, 5])
     assert contour is None
 
@@ -165,6 +154,33 @@ def test_a_checkpoint_gives_step_and_weights(build, tmp_path):
     flags = ["-d", "901", "-tr", "MeanTeacher", "-f", "all", "-o", str(tmp_path / "p"), "-device", "cpu", "-chk", file]
     assert run("preview", [*flags, "--steps", "1"]) == 0
     assert (tmp_path / "p" / "input_teacher.png").is_file()
+
+
+def test_reconstructions_stand_beside_their_patches(tmp_path, monkeypatch):
+    data = Tiny(labeled=2, labeled_batch=2, unlabeled_batch=1).write(tmp_path / "data", monkeypatch)
+    drawn = {}
+
+    def save_patches(path, patches, *_, columns, **__):
+        drawn[path.stem] = patches, columns
+        return path
+
+    monkeypatch.setattr("nnssl.report.preview.save_patches", save_patches)
+    threads = torch.get_num_threads()
+    flags = ["-d", "901", "-tr", "EFSMedSeg", "-f", "all", "-o", str(tmp_path / "p"), "-device", "cpu", "--steps", "2"]
+    assert run("preview", flags) == 0
+    torch.set_num_threads(threads)
+    patches, columns = drawn["method"]
+    assert columns == 3
+    assert [patch.title for patch in patches[:3]] == ["step 0, patch 0", "reconstruction", "weights"]
+    assert len(patches) == 2 * 3 * columns
+    shown = [patch.image for patch in drawn["input_student"][0]]
+    for row in range(6):
+        patch, reconstruction, weights = (one.image for one in patches[3 * row : 3 * row + 3])
+        assert np.array_equal(patch, shown[row])
+        assert reconstruction.shape == weights.shape == patch.shape == data.patch
+        # in the beginning all voxels weigh the same
+        assert (weights == 1).all()
+        assert reconstruction.std() > 0
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path, monkeypatch, capsys):

@@ -11,6 +11,7 @@ from nnssl.cli import run
 from nnssl.errors import UserError
 from nnssl.evaluation.evaluator import evaluate_folders
 from nnssl.report.build import write_report
+from nnssl.report.figures import style
 from nnssl.report.pictures import case_views
 from nnssl.report.results import ReportOptions
 from nnssl.utils.files import write_json
@@ -256,3 +257,9 @@ def test_the_browser_sees_errors_and_requests(tmp_path):
         page.open(tmp_path / "bad.html")
         assert any("loud" in message for message in page.console())
         assert any(url.startswith("http:") for url in page.requests())
+
+
+def test_no_two_methods_look_alike():
+    # curves of many epochs have no markers, points have no dashes
+    assert len({(style(number).color, style(number).marker) for number in range(40)}) == 40
+    assert len({(style(number).color, style(number).dashes) for number in range(40)}) == 40

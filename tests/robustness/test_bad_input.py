@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from tests.preprocessing.raw_data import NAME
@@ -53,6 +54,14 @@ def cut(file: Callable[[Place], Path], share: float) -> Damage:
 
 def voxels(file: Callable[[Place], Path], change: Callable[[np.ndarray], np.ndarray]) -> Damage:
     return lambda place: place.voxels(file(place), change)
+
+
+def pixels(change: Callable[[sitk.Image], sitk.Image]) -> Damage:
+    def damage(place: Place) -> None:
+        file = str(place.image("u0"))
+        sitk.WriteImage(change(sitk.ReadImage(file)), file)
+
+    return damage
 
 
 def one_voxel(value: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -214,6 +223,10 @@ RAW: list[Row] = [
     ("label without image", rename(label, "x0.nii.gz"), PLAN, ("labelsTr/x0.nii.gz", "without image")),
     ("labeled and unlabeled", labeled_and_unlabeled, PLAN, ("l0", "labeled and unlabeled", "delete it")),
     ("labeled image is a test image", use_scan_of("l0"), PLAN, ("imagesTr/l0", "imagesTs/t0", "delete one")),
+    ("complex voxels", pixels(lambda voxels: sitk.Cast(voxels, sitk.sitkComplexFloat32)), PLAN,
+     ("imagesUn/u0_0000.nii.gz", "complex")),
+    ("colors in a 3D image", pixels(lambda voxels: sitk.Compose(voxels, voxels, voxels)), PLAN,
+     ("imagesUn/u0_0000.nii.gz", "one file per channel")),
     ("no labeled case", lambda p: shutil.rmtree(p.raw / "imagesTr"), PLAN, ("no labeled case", NAME)),
     ("case called like a mask", lambda p: [p.image("u0", c).rename(p.image("u0_mask", c)) for c in (0, 1)], PLAN,
      ("u0_mask", "rename")),
@@ -224,14 +237,19 @@ RAW: list[Row] = [
      '[{"train": ["l0"], "val": ["l1"]}]'), PLAN, ("different folds", "delete the one")),
 ]  # fmt: skip
 
-WARNED: list[tuple[str, Damage, tuple[str, ...]]] = [
-    ("NaN", voxels(image, one_voxel(np.nan)), ("imagesTr/l0_0000.nii.gz", "NaN")),
-    ("infinite value", voxels(image, one_voxel(np.inf)), ("imagesTr/l0_0000.nii.gz", "infinite")),
-    ("constant image", voxels(lambda p: p.image("u0"), np.ones_like), ("imagesUn/u0_0000.nii.gz", "constant")),
-    ("empty label", voxels(label, np.zeros_like), ("labelsTr/l0.nii.gz", "empty")),
-    ("unlabeled case is a test case", use_scan_of("u0"), ("imagesUn/u0", "training will see the test image")),
-    ("unlabeled image twice", lambda p: [shutil.copy(p.image("u0", c), p.image("u7", c)) for c in (0, 1)],
+# mistakes most of the time, and meant sometimes
+SUSPICIOUS: list[Row] = [
+    ("NaN", voxels(image, one_voxel(np.nan)), PLAN, ("imagesTr/l0_0000.nii.gz", "NaN")),
+    ("infinite value", voxels(image, one_voxel(np.inf)), PLAN, ("imagesTr/l0_0000.nii.gz", "infinite")),
+    ("constant image", voxels(lambda p: p.image("u0"), np.ones_like), PLAN, ("imagesUn/u0_0000.nii.gz", "constant")),
+    ("empty label", voxels(label, np.zeros_like), PLAN, ("labelsTr/l0.nii.gz", "empty")),
+    ("unlabeled case is a test case", use_scan_of("u0"), PLAN, ("imagesUn/u0", "training will see the test image")),
+    ("unlabeled image twice", lambda p: [shutil.copy(p.image("u0", c), p.image("u7", c)) for c in (0, 1)], PLAN,
      ("imagesUn/u0", "same image as imagesUn/u7")),
+]  # fmt: skip
+SUSPICIOUS = [(name, damage, command, (*told, "--allow_suspicious")) for name, damage, command, told in SUSPICIOUS]
+
+WARNED: list[tuple[str, Damage, tuple[str, ...]]] = [
     ("wrong numTraining", dataset_json(numTraining=9), ("numTraining is 9", "3")),
     ("name of a test case", lambda p: [p.image("t0", c).rename(p.raw / "imagesTs" / f"u0_{c:04d}.nii.gz")
                                        for c in (0, 1)], ("u0", "imagesTs")),
@@ -280,6 +298,9 @@ SETTINGS: list[Row] = [
      ("MeanTeacher", "1 unlabeled", "imagesUn")),
     ("pairs of one case", splits(lambda s: s[1].update(train=["l0"])), TRAIN_NEXT +
      " --atlas-augmentation regional_switch", ("2 labeled cases", "found:    1")),
+    ("too few labeled cases for the method", splits(lambda s: s[1].update(train=["l0"])),
+     TRAIN_NEXT.replace("MeanTeacher", "EFSMedSeg") + " --atlas-augmentation none",
+     ("EFSMedSeg needs at least 2 labeled cases", "found:    1")),
     ("fold with an unknown case", splits(lambda s: s[1].update(train=["l0", "l9"])), TRAIN_NEXT, ("fold 1", "l9")),
     ("fold validates on training", splits(lambda s: s[1].update(val=["l0"])), TRAIN_NEXT, ("fold 1", "l0")),
     ("fold trains on unlabeled", splits(lambda s: s[1].update(train=["u0"])), TRAIN_NEXT, ("fold 1", "u0")),
@@ -400,7 +421,7 @@ def check_refusal(place: Place, capsys: pytest.CaptureFixture[str], command: str
     assert not [name for name in set(after) - set(before) if name.startswith("nnUNet_raw") or ".tmp_" in name]
 
 
-TABLE = [pytest.param(*row[1:], id=row[0]) for row in (*RAW, *SETTINGS, *STATE, *PREDICTION)]
+TABLE = [pytest.param(*row[1:], id=row[0]) for row in (*RAW, *SUSPICIOUS, *SETTINGS, *STATE, *PREDICTION)]
 
 
 @pytest.mark.parametrize(("damage", "command", "named"), TABLE)

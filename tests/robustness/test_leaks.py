@@ -68,7 +68,8 @@ def place(shared_place: Place) -> Place:
 
 @pytest.fixture(scope="module")
 def runs(place: Place) -> dict[str, Any]:
-    command = f"801 TRAINER 1 -p {PLANS} {BUDGET}".split()
+    # one step for each phase of the methods that have three
+    command = f"801 TRAINER 1 -p {PLANS} {BUDGET.replace('--epochs 1', '--epochs 3')} --preview-every 0".split()
     environment = os.environ | {variable: str(place.root / variable) for variable in VARIABLES}
     hidden = [place.raw / name for name in ("imagesTr", "labelsTr", "imagesUn", "imagesTs", "labelsUn", "labelsTs")]
     own = [place.base / f"{PLANS}_3d_fullres_unlabeled", place.base / "gt_segmentations"]
@@ -103,3 +104,12 @@ def test_nor_do_the_libraries(runs):
     assert "l1.nii.gz" in runs["preprocessed"]
     assert not [name for name in runs["preprocessed"] if name.endswith("_seg.b2nd")]
     assert runs["preprocessed"].isdisjoint({"u0.nii.gz", "u1.nii.gz"})
+
+
+@pytest.mark.parametrize("name", ["SelfTraining", "SwitchedSelfTraining"])
+def test_the_trace_saw_rounds(place, runs, name):
+    """Else nothing above would be said of the work on whole cases between two phases."""
+    (run,) = (place.root / "nnUNet_results").glob(f"*/{name}__*/fold_1")
+    made = {path.name.split(".")[0] for path in run.glob("round_*/pseudo_labels/u*.b2nd")}
+    assert made >= {"u0", "u1"}
+    assert any("pseudo_labels" in path for path in runs[name]["opened"])

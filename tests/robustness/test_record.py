@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -63,6 +64,14 @@ def test_a_continued_run_keeps_the_command_it_began_with(place, monkeypatch):
     record = _record(place, fold=1)
     assert record["command"] == ["first"]
     assert [(entry["command"], entry["step"]) for entry in record["continued"]] == [(["second", "--c"], 1)]
+
+
+def test_weights_that_a_run_began_with_are_known_by_their_hash(place, monkeypatch):
+    command = f"train 801 Supervised 2 -p {PLANS} {BUDGET} -pretrained_weights {place.checkpoint}"
+    assert "pretrained_weights_sha256" not in _record(place)
+    assert place.run(command) == 0
+    expected = hashlib.sha256(place.checkpoint.read_bytes()).hexdigest()
+    assert _record(place, fold=2)["pretrained_weights_sha256"] == expected
 
 
 def test_a_run_is_repeated_from_its_record(place, monkeypatch):

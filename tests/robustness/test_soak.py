@@ -13,9 +13,11 @@ import random
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,9 @@ def pristine(shared_place: Place) -> Path:
 
 
 def _start(root: Path, command: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {variable: str(root / variable) for variable in VARIABLES}
+    """Of nnU-Net's folders those below ``root`` are used, and those of the environment where it has none."""
+    here = {variable: str(root / variable) for variable in VARIABLES if (root / variable).is_dir()}
+    environment = os.environ | here
     words = shlex.split(command.format(root=root))
     with open(root / "output.txt", "ab") as output:
         # a group of its own, so that its workers can be ended with it
@@ -68,16 +72,19 @@ def _finish(root: Path, command: str) -> float:
     return time.monotonic() - began
 
 
-def _kill_after(root: Path, command: str, seconds: float) -> bool:
-    """Kills the main process after so many seconds, and leaves its workers to themselves; False if it had ended."""
+def _kill_after(root: Path, command: str, seconds: float, done: Callable[[], bool] = lambda: False) -> bool:
+    """Kills the main process after so many seconds, or when ``done``, and leaves its workers to themselves.
+
+    False if it had ended before.
+    """
     process = _start(root, command)
-    try:
-        process.wait(timeout=seconds)
-        return False
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
-        return True
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end and not done():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    code = process.wait(timeout=60)
+    assert code in (0, -signal.SIGKILL), (root / "output.txt").read_text(errors="replace")[-3000:]
+    return code != 0
 
 
 def _stamps(folder: Path, pattern: str) -> dict[str, tuple[int, int]]:
@@ -116,11 +123,12 @@ def test_preprocessing_is_killed_and_goes_on(pristine, tmp_path):
     seconds = _finish(tmp_path / "whole", command)
     expected = _arrays(_preprocessed(tmp_path / "whole"))
     moments = random.Random(0)
-    for number in range(KILLS):
-        root = tmp_path / str(number)
+    done = 0
+    while done < KILLS:
+        root = tmp_path / str(done)
         shutil.copytree(pristine, root)
         shutil.rmtree(_preprocessed(root))
-        _kill_after(root, command, moments.uniform(0.3, 1.0) * seconds)
+        done += _kill_after(root, command, moments.uniform(0.1, 1.0) * seconds)
         recorded = _recorded(_preprocessed(root))
         before = {name: stamp for name, stamp in _stamps(_preprocessed(root), "*.b2nd").items() if name in recorded}
         _finish(root, command)
@@ -150,36 +158,52 @@ def _recorded(base: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("name", ["MeanTeacher", "SelfTraining"])
-def test_training_is_killed_and_goes_on(name, pristine, tmp_path):
-    """Self-training works on whole cases between its rounds; pseudo-labels that it finds finished are kept."""
-    flags = "-device cpu --epochs 12 --iterations-per-epoch 3 --seed 5 --deterministic --disable_memory_check"
-    command = f"train 801 {name} all -p {PLANS} {flags}"
-    shutil.copytree(pristine, tmp_path / "whole")
-    seconds = _finish(tmp_path / "whole", command)
-    expected = _weights(tmp_path / "whole", name)
-    shutil.copytree(pristine, tmp_path / "killed")
+@pytest.mark.parametrize("name", ["Supervised", "MeanTeacher", "SelfTraining"])
+def test_training_is_killed_and_goes_on(name, tmp_path, monkeypatch):
+    """Self-training works on whole cases between its rounds; half of its kills come while it does."""
+    data = Tiny(labeled=2, unlabeled=16).write(tmp_path / "data", monkeypatch)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    flags = "-device cpu --epochs 45 --iterations-per-epoch 2 --seed 5 --deterministic --disable_memory_check"
+    command = f"train 901 {name} all -p {TINY_PLANS} {flags}"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    results = killed / "nnUNet_results"
+    for root in (whole, killed):
+        (root / "nnUNet_results").mkdir(parents=True)
+    seconds = _finish(whole, command)
+    expected = _weights(whole, name)
     moments = random.Random(name)
-    results, done, kept = tmp_path / "killed" / "nnUNet_results", 0, {}
+    done = late = within = 0
+    kept: dict[str, tuple[int, int]] = {}
     while done < KILLS:
-        done += 1
         fresh = not list(results.glob(f"*/{name}__*/fold_all/checkpoint_latest.pth"))
-        if not _kill_after(tmp_path / "killed", f"{command} --c", moments.uniform(0.3, 1.0) * seconds):
-            assert _same(_weights(tmp_path / "killed", name), expected)
-            shutil.rmtree(results.parent)
-            shutil.copytree(pristine, tmp_path / "killed")
-            kept = {}
-            continue
+        before = set(_stamps(results, "*.b2nd"))
+        half_labeled = lambda before=before: 4 < len(set(_stamps(results, "*.b2nd")) - before) < 12  # noqa: E731
+        wait_for_labels = name == "SelfTraining" and done % 2 == 1
+        moment = 3 * seconds if wait_for_labels else moments.uniform(0.1, 1.0) * seconds
+        was_killed = _kill_after(killed, f"{command} --c", moment, half_labeled if wait_for_labels else lambda: False)
         found = _stamps(results, "*.b2nd")
         # a training without checkpoint starts again, and predicts again
         if not fresh:
-            assert {file: found[file] for file in kept if file in found} == {
-                file: stamp for file, stamp in kept.items() if file in found
-            }
+            assert not {file for file in kept if file in found and found[file] != kept[file]}
         kept = found
-    _finish(tmp_path / "killed", f"{command} --c")
-    assert _same(_weights(tmp_path / "killed", name), expected)
+        there = {file.name for file in results.glob(f"*/{name}__*/fold_all/checkpoint_*.pth")}
+        ended = "checkpoint_final.pth" in there
+        if was_killed:
+            done += 1
+            late += bool(there & {"checkpoint_latest.pth", "checkpoint_final.pth"})
+            within += 0 < len(set(found) - before) < data.unlabeled
+        if ended:
+            assert _same(_weights(killed, name), expected)
+            shutil.rmtree(results)
+            results.mkdir()
+            kept = {}
+    _finish(killed, f"{command} --c")
+    assert _same(_weights(killed, name), expected)
     assert not list(results.rglob(".tmp_*"))
+    print(f"{name}: {done} kills, {late} after a checkpoint, {within} between two pseudo-labels")
+    assert late >= KILLS // 4, "too few kills hit a training that had something to lose"
+    if name == "SelfTraining":
+        assert within >= KILLS // 4
 
 
 def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -190,10 +214,11 @@ def test_prediction_is_killed_and_goes_on(pristine, tmp_path):
     shutil.copytree(pristine, tmp_path / "whole")
     seconds = _finish(tmp_path / "whole", PREDICT)
     moments = random.Random(1)
-    for number in range(KILLS):
-        root = tmp_path / str(number)
+    done = 0
+    while done < KILLS:
+        root = tmp_path / str(done)
         shutil.copytree(pristine, root)
-        _kill_after(root, PREDICT, moments.uniform(0.3, 1.0) * seconds)
+        done += _kill_after(root, PREDICT, moments.uniform(0.1, 1.0) * seconds)
         masks = root / "masks"
         before = _stamps(masks, "*.nii.gz") if masks.is_dir() else {}
         before = {name: stamp for name, stamp in before.items() if "/" not in name}
@@ -228,17 +253,20 @@ def test_resources_stay_flat_with_thousands_of_cases(tmp_path, monkeypatch, caps
     # the last epoch may end together with the process
     rows = [row for row in rows[:-1] if row]
     assert len(rows) >= EPOCHS // 2
+    quarters = [rows[len(rows) * part // 4 : len(rows) * (part + 1) // 4] for part in range(4)]
+    early, late = ({key: statistics.median(row[key] for row in quarters[part]) for key in rows[0]} for part in (1, 3))
+    peaks = [max(row["memory_mb"] for row in quarter) for quarter in quarters]
     with capsys.disabled():
-        print(f"\n{CASES} cases, {EPOCHS} epochs; first quarter ended and end:")
-        print(json.dumps(rows[len(rows) // 4]), json.dumps(rows[-1]), sep="\n")
-    early, late = rows[len(rows) // 4], rows[-1]
+        print(f"\n{CASES} cases, {EPOCHS} epochs; medians of the second and of the last quarter, and peaks of memory:")
+        print(json.dumps(early), json.dumps(late), peaks, sep="\n")
     assert late["open_files"] <= early["open_files"] + 2
     assert late["processes"] == early["processes"]
-    assert late["shared_mb"] <= early["shared_mb"] + 8
-    # log and curves grow by a line per epoch; the rest is written in place
-    assert late["disk_mb"] <= early["disk_mb"] + 1 + EPOCHS * 0.02
-    peak = max(row["memory_mb"] for row in rows[: max(1, len(rows) // 2)])
-    assert max(row["memory_mb"] for row in rows[len(rows) // 2 :]) <= 1.05 * peak + 20
+    assert 0 < late["shared_mb"] <= early["shared_mb"] + 8
+    # log and curves grow by a line per epoch, and there are about 20 pictures; the rest is written in place
+    assert late["disk_mb"] <= early["disk_mb"] + 3 + EPOCHS * 0.02
+    assert late["memory_mb"] <= 1.05 * early["memory_mb"] + 20
+    # while a plot or a picture is drawn, which is about as often in each quarter, but not always seen
+    assert max(peaks) <= 1.6 * early["memory_mb"]
 
 
 def _resources(main: int, results: Path) -> dict[str, Any]:
@@ -247,16 +275,17 @@ def _resources(main: int, results: Path) -> dict[str, Any]:
         children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
         numbers = [str(main), *children]
         memory = sum(_kilobytes(number, "Pss:") for number in numbers)
+        # of batches on their way from the workers
+        shared = sum(_kilobytes(number, "Pss_Shmem:") for number in numbers)
         files = sum(len(os.listdir(f"/proc/{number}/fd")) for number in numbers)
     except OSError:
         return {}
-    shared = sum(path.stat().st_size for path in Path("/dev/shm").glob(f"torch_{main}_*"))
     disk = sum(path.stat().st_size for path in results.rglob("*") if path.is_file() and ".tmp_" not in path.name)
     return {
         "processes": len(numbers),
         "memory_mb": round(memory / 1024),
         "open_files": files,
-        "shared_mb": round(shared / 2**20, 1),
+        "shared_mb": round(shared / 1024, 1),
         "disk_mb": round(disk / 2**20, 2),
     }
 

@@ -23,7 +23,7 @@ from nnssl.utils.files import write_json
 # the contract can be held against another device too, such as cuda
 DEVICE = torch.device(os.environ.get("NNSSL_TEST_DEVICE", "cpu"))
 
-# what costs more than the tiny network itself
+# settings for tests over all trainers: what costs more than the tiny network itself
 LIGHT: dict[str, dict[str, Any]] = {"C3S3": {"embedding_channels": 4}}
 
 NAME = "Dataset901_Tiny"
@@ -46,6 +46,7 @@ class Tiny:
     labeled_batch: int = 1
     unlabeled_batch: int = 2
     micro_batch: int | None = None
+    light: bool = False
     folder: Path = field(default_factory=Path)
     targets: dict[str, Any] = field(default_factory=dict)
 
@@ -95,9 +96,11 @@ class Tiny:
         """An initialized trainer in deterministic mode with seed 0, two epochs of two steps unless overridden."""
         budget: dict[str, Any] = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
         trainer = self.bare_trainer(name, fold)
-        # the estimate takes longer than these trainings
-        settings = RunSettings(seed=0, deterministic=True, micro_batch=self.micro_batch, memory_check=False)
-        trainer.configure(budget | LIGHT.get(name, {}) | overrides, settings)
+        # the estimate and the pictures take longer than these trainings
+        settings = RunSettings(
+            seed=0, deterministic=True, micro_batch=self.micro_batch, memory_check=False, preview_every=0
+        )
+        trainer.configure(budget | (LIGHT.get(name, {}) if self.light else {}) | overrides, settings)
         trainer.initialize()
         return trainer
 

@@ -19,6 +19,7 @@ from nnssl.losses.labels import (
     most_likely_regions,
     region_cross_entropy,
 )
+from nnssl.losses.uncertainty import class_confidence, region_confidence
 from nnssl.networks.channel_dropout import dropout_factors
 from nnssl.networks.ema import EMATeacher
 from nnssl.networks.features import FeatureTap
@@ -76,6 +77,11 @@ class BuildingBlocks(nnUNetTrainer):
     def hard_labels(self, logits: torch.Tensor) -> torch.Tensor:
         """Most likely classes ``(N, 1, *S)``, or regions ``(N, R, *S)`` as booleans; no gradient."""
         return most_likely_regions(logits) if self.label_manager.has_regions else most_likely_classes(logits)
+
+    def confidence(self, logits: torch.Tensor) -> torch.Tensor:
+        """How sure a prediction is, ``(N, 1, *S)``, from 0 (all classes are equally likely) to 1."""
+        measure = region_confidence if self.label_manager.has_regions else class_confidence
+        return measure(self.probabilities(logits))
 
     def cross_entropy(
         self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None

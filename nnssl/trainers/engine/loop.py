@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from nnssl.errors import UserError
 from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.history import not_finite
 from nnssl.trainers.engine.pipelines import worker_counts
+from nnssl.trainers.engine.preview import preview_is_due, save_preview_of_epoch
 from nnssl.trainers.engine.schedule import update_learning_rates
 from nnssl.trainers.engine.stopping import StopRequest
 
@@ -63,10 +65,10 @@ def train(trainer: SemiSupervisedTrainer) -> None:
 
 
 class _Clock:
-    """When the last checkpoint and plot were made, and whether a lack of patches was told."""
+    """When the last checkpoint, plot and preview were made, and whether a lack of patches was told."""
 
     def __init__(self) -> None:
-        self.saved = self.plotted = time.monotonic()
+        self.saved = self.plotted = self.pictured = time.monotonic()
         self.has_warned = False
 
 
@@ -80,13 +82,15 @@ def _progress_bar(trainer: SemiSupervisedTrainer) -> tqdm:
 def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clock: _Clock) -> None:
     epoch = trainer.current_epoch
     _open_epoch(trainer)
-    began, steps = time.monotonic(), 0
+    began, steps, batch = time.monotonic(), 0, None
     trainer.dataloader_train.restart_clock()
     while trainer.iteration < (epoch + 1) * trainer.num_iterations_per_epoch:
         _save_or_stop(trainer, stop, clock)
         if trainer.iteration in trainer.phase_starts:
             began += _start_phase(trainer, stop, clock)
-        trainer.meter.add(trainer.train_step(next(trainer.dataloader_train)))
+        batch = None  # not to be kept while the next one is waited for
+        batch = next(trainer.dataloader_train)
+        trainer.meter.add(trainer.train_step(batch))
         steps += 1
         bar.update()
     trainer.meter.average(trainer.ranks.mean)
@@ -104,7 +108,7 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
     _validate_online(trainer)
     _close_epoch(trainer, losses, timing, bar)
     _warn_of_starving(trainer, timing, clock)
-    _save_epoch(trainer, clock)
+    _save_epoch(trainer, clock, batch)
 
 
 def begin_phase(trainer: SemiSupervisedTrainer, stopping: Callable[[], bool]) -> bool:
@@ -201,8 +205,8 @@ def _warn_of_starving(trainer: SemiSupervisedTrainer, timing: dict[str, float], 
     )
 
 
-def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:
-    """Counts the epoch as done, then writes curves, plot and checkpoints where they are due."""
+def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock, batch: dict[str, Any] | None) -> None:
+    """Counts the epoch as done, then writes curves, pictures (of its last batch) and checkpoints where they are due."""
     folder = Path(trainer.output_folder)
     trainer.meter.clear()
     trainer.current_epoch += 1
@@ -212,6 +216,8 @@ def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:
     done = trainer.current_epoch == trainer.num_epochs
     if done or time.monotonic() - clock.plotted > PLOT_EVERY_SECONDS:
         trainer.logger.plot_progress_png(str(folder))
+        # figures are freed by the garbage collector only, and hold some 70 MB each
+        gc.collect()
         clock.plotted = time.monotonic()
     average = _average_dice(trainer)
     if average is not None and (trainer._best_ema is None or average > trainer._best_ema):
@@ -221,6 +227,20 @@ def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:
     due = trainer.current_epoch % SAVE_EVERY_EPOCHS == 0 or time.monotonic() - clock.saved > SAVE_EVERY_SECONDS
     if due and not done:
         _save_latest(trainer, clock)
+    _save_preview(trainer, clock, batch)
+
+
+def _save_preview(trainer: SemiSupervisedTrainer, clock: _Clock, batch: dict[str, Any] | None) -> None:
+    """Writes a picture if it is due; none for an epoch whose last step was made before the training was continued."""
+    if batch is None or not preview_is_due(trainer, trainer.current_epoch, time.monotonic() - clock.pictured):
+        return
+    clock.pictured = time.monotonic()
+    try:
+        save_preview_of_epoch(trainer, batch, trainer.current_epoch)
+        gc.collect()
+    except Exception as error:
+        # a picture is a service, and no reason to end a training
+        trainer.print_to_log_file(f"WARNING: no preview of epoch {trainer.current_epoch}: {error}")
 
 
 def _average_dice(trainer: SemiSupervisedTrainer) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -34,10 +35,16 @@ def record_run(trainer: SemiSupervisedTrainer) -> None:
     path = Path(trainer.output_folder, RECORD)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     begun: dict[str, Any] = {"command": sys.argv, "started": now, "continued": []}
+    weights = trainer.settings.pretrained_weights
+    if weights is not None and trainer.iteration == 0:
+        begun["pretrained_weights_sha256"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
     if trainer.iteration > 0 and path.is_file():
         before = read_json(path)
-        begun = {key: before.get(key, value) for key, value in begun.items()}
-        begun["continued"] = [*begun["continued"], {"command": sys.argv, "started": now, "step": trainer.iteration}]
+        begun = {key: before[key] for key in (*begun, "pretrained_weights_sha256") if key in before}
+        begun["continued"] = [
+            *begun.get("continued", []),
+            {"command": sys.argv, "started": now, "step": trainer.iteration},
+        ]
     split = trainer.split()
     write_json(
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from nnssl.trainers.engine.auto import chosen_trainer, situation_of
 from nnssl.trainers.engine.distributed import current_ranks, joined, ranks_of_environment
 from nnssl.trainers.engine.launch import launch
 from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
+from nnssl.trainers.engine.preview import FOLDER as PREVIEWS
 from nnssl.trainers.engine.record import record_run
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.run_settings import RunSettings
@@ -55,6 +57,7 @@ class TrainingRequest:
     memory_format: str = "auto"
     micro_batch: int | None = None
     disable_memory_check: bool = False
+    preview_every: int | None = None
     pretrained_weights: str | None = None
     resume: bool = False
     only_validate: bool = False
@@ -102,6 +105,8 @@ def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer
         # these do not change the result, and a training may go on where there is less memory
         trainer.settings.micro_batch = request.micro_batch or trainer.settings.micro_batch
         trainer.settings.memory_check = not request.disable_memory_check
+        if request.preview_every is not None:
+            trainer.settings.preview_every = request.preview_every
         if overrides:
             trainer.print_to_log_file(
                 "--set, --epochs, --iterations-per-epoch and --atlas-augmentation are those of the continued run"
@@ -116,6 +121,7 @@ def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer
             if start is None:
                 for name in (FINAL, LATEST):
                     (folder / name).unlink(missing_ok=True)
+                shutil.rmtree(folder / PREVIEWS, ignore_errors=True)
             record_run(trainer)
         trainer.run_training()
     # the rest is done by each on its own, and takes unequal times
@@ -248,6 +254,7 @@ def _settings(request: TrainingRequest) -> RunSettings:
         memory_format=request.memory_format,
         micro_batch=request.micro_batch,
         memory_check=not request.disable_memory_check,
+        preview_every=request.preview_every,
         pretrained_weights=request.pretrained_weights,
     )
 
@@ -277,6 +284,8 @@ def _check_flags(request: TrainingRequest) -> None:
         raise UserError("--val_best needs the checkpoints that --disable_checkpointing leaves out")
     if request.micro_batch is not None and request.micro_batch < 1:
         raise UserError("--micro-batch must be at least 1", found=request.micro_batch)
+    if request.preview_every is not None and request.preview_every < 0:
+        raise UserError("--preview-every must be a number of epochs, or 0 for no pictures", found=request.preview_every)
     if request.num_gpus < 1:
         raise UserError("a training needs at least one process", found=f"-num_gpus {request.num_gpus}")
     if request.num_gpus > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -17,6 +17,7 @@ class RunSettings:
         memory_format: contiguous, channels_last, or auto (channels_last on CPUs, measured there in bf16).
         micro_batch: patches in a pass of a network; None for all at once.
         memory_check: whether a training that would not fit into the memory of the device is refused.
+        preview_every: epochs from one preview picture to the next; about 20 in a training if None, none at all if 0.
         pretrained_weights: checkpoint whose weights the student starts from.
     """
 
@@ -26,6 +27,7 @@ class RunSettings:
     memory_format: str = "auto"
     micro_batch: int | None = None
     memory_check: bool = True
+    preview_every: int | None = None
     pretrained_weights: str | None = None
 
     def as_dict(self) -> dict[str, Any]:

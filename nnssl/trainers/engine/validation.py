@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nnssl.dataloading.cases import NamedErrors
 from nnssl.evaluation.evaluator import evaluate_folders
 from nnssl.inference.predictor import Predictor
-from nnssl.networks.unwrap import deep_supervision
+from nnssl.networks.unwrap import deep_supervision, evaluating
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
@@ -38,14 +38,8 @@ class FloatHeads(nn.Module):
     def forward(self, images: torch.Tensor) -> Any:
         enabled = self.trainer.enable_deep_supervision
         # nnU-Net switches the student only, and members of an ensemble may stand in another mode
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.eval()
-        try:
-            with deep_supervision(self.network, enabled):
-                heads = self.trainer.heads(self.network, images)
-        finally:
-            for module, training in modes:
-                module.training = training
+        with evaluating(self.network), deep_supervision(self.network, enabled):
+            heads = self.trainer.heads(self.network, images)
         return heads if enabled else heads[0]
 
 

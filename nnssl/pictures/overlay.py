@@ -142,7 +142,12 @@ def _read(file: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
 
 
 def fullest_slice(mask: NDArray[Any], axis: int) -> int:
-    """Index of the slice across ``axis`` in which the mask has the most classes, and of those the largest area."""
+    """Index of the slice across ``axis`` in which the mask has the most classes, and of those the largest area.
+
+    The middle one if the mask is empty.
+    """
+    if not mask.any():
+        return mask.shape[axis] // 2
     slices = np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1)
     classes = sum((slices == value).any(1).astype(int) for value in np.unique(mask) if value)
     return int(np.lexsort(((slices > 0).sum(1), np.broadcast_to(classes, len(slices))))[-1])

@@ -6,7 +6,7 @@ import pytest
 import SimpleITK
 
 from nnssl.errors import UserError
-from nnssl.report.overlay import OverlayCase, _read_slices, fullest_slice, save_overlay
+from nnssl.pictures.overlay import OverlayCase, _read_slices, fullest_slice, save_overlay
 
 BLUE = np.array((31, 119, 180)) / 255
 

@@ -1,0 +1,1 @@
+"""Pictures of images with the contours of masks."""

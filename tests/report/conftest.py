@@ -1,0 +1,3 @@
+from tests.support.fixtures import build
+
+__all__ = ["build"]
