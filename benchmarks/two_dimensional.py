@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs import DataSet, Job, main
 from methods import CEILING, RECIPE
 
-FLAGS = ("--channel-names", "US", "--group-regex", r"(\d+)_")
+FLAGS = ("--channel-names", "US", "--group-regex", r"((?:test_)?\d+)_")
 FEW = DataSet("hc18_8", "hc18", labeled=8, source_flags=FLAGS, configuration="2d")
 ALL = DataSet("hc18_243", "hc18", labeled=243, source_flags=FLAGS, configuration="2d")
 NAMES = ("Supervised", "MeanTeacher", "BCP", "M3HL", "CAD", "C3S3")

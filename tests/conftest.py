@@ -18,6 +18,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _engine_without_threads() -> None:
+    """A backward pass before any on fake tensors.
+
+    With these torch seems to have a CUDA device, its engine would start a thread for it, and no test could fork.
+    """
+    import torch
+
+    torch.ones((), requires_grad=True).backward()
+
+
 @pytest.fixture
 def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary folder with nnU-Net's three folders in it; the environment variables point there."""

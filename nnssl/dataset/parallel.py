@@ -26,8 +26,11 @@ def map_cases(
     *,
     num_processes: int,
     description: str,
+    hidden: bool = False,
 ) -> dict[str, Result]:
-    """``{case: function(*arguments[case])}`` in the order of ``arguments``, with a progress bar on a terminal.
+    """``{case: function(*arguments[case])}`` in the order of ``arguments``.
+
+    A progress bar is shown on a terminal unless it is ``hidden``.
 
     ``function``, arguments and results must be picklable. With ``num_processes`` <= 1 all runs in this process;
     otherwise in that many spawned workers (never forked: a fork of a process with threads can hang).
@@ -37,7 +40,7 @@ def map_cases(
     """
     results: dict[str, Result] = {}
     outcomes = _outcomes(function, arguments, min(num_processes, len(arguments)))
-    bar = tqdm(total=len(arguments), desc=description, unit="case", disable=None)
+    bar = tqdm(total=len(arguments), desc=description, unit="case", disable=True if hidden else None)
     # closing ends the workers at once when an exception leaves the loop
     with contextlib.closing(outcomes), bar as progress:
         for case, outcome in outcomes:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,77 @@ import numpy as np
 
 from nnssl.dataset.parallel import default_processes, map_cases
 from nnssl.errors import UserError
-from nnssl.evaluation.cases import CaseTask, evaluate_case
+from nnssl.evaluation.cases import CaseResult, CaseTask, evaluate_case
 from nnssl.evaluation.labels import EvaluationLabels, find_dataset_json, read_dataset_json
 from nnssl.evaluation.results import Evaluation, collect
 
 Folder = str | os.PathLike[str]
 
 
+@dataclass(frozen=True)
+class FolderPair:
+    """Predictions and reference labels that have been matched, and how they are compared: an evaluation in two steps.
+
+    Attributes:
+        tasks: what is compared, by case.
+        labels: classes that are evaluated.
+        tolerances_mm: of NSD.
+        notes: sentences about what is not evaluated.
+    """
+
+    tasks: dict[str, CaseTask]
+    labels: EvaluationLabels
+    tolerances_mm: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+    def scores(self, num_processes: int | None = None, *, hidden: bool = False) -> dict[str, CaseResult]:
+        """The scores of every case; ``hidden`` shows no progress bar. Processes as in :func:`evaluate_folders`."""
+        return map_cases(
+            evaluate_case,
+            {case: (task,) for case, task in self.tasks.items()},
+            num_processes=default_processes() if num_processes is None else num_processes,
+            description="Evaluation",
+            hidden=hidden,
+        )
+
+    def evaluation(self, scores: Mapping[str, CaseResult]) -> Evaluation:
+        """Tables and means of the scores of all cases, wherever they were computed."""
+        ordered = {case: scores[case] for case in self.tasks}
+        left_out = sorted(set().union(*(result.not_evaluated for result in ordered.values())))
+        notes = list(self.notes)
+        if left_out:
+            notes.append(f"label values in the files that are not evaluated: {', '.join(map(str, left_out))}")
+        return collect(self.tasks, ordered, self.labels, self.tolerances_mm, notes)
+
+
 def evaluate_folders(
+    reference_folder: Folder,
+    prediction_folder: Folder,
+    labels: EvaluationLabels | Iterable[int | Sequence[int]] | None = None,
+    *,
+    num_processes: int | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Compares every reference label with the prediction of the same name.
+
+    Args:
+        reference_folder, prediction_folder, labels, options: of :func:`match_folders`.
+        num_processes: by default nnU-Net's number (8, or ``$nnUNet_def_n_proc``), at most one per core and case.
+
+    Returns:
+        Table per case and class, means per class, and the mean over the foreground classes (mean over the classes of
+        their means over the cases, as nnU-Net's ``foreground_mean``; metrics of excluded cases, in which a class is in
+        neither map, are not part of it).
+
+    Raises:
+        UserError: as :func:`match_folders`, and for files that cannot be read or are no label maps, differing grids,
+            label values that ``dataset_json`` does not declare, and a dead worker.
+    """
+    pair = match_folders(reference_folder, prediction_folder, labels, **options)
+    return pair.evaluation(pair.scores(num_processes))
+
+
+def match_folders(
     reference_folder: Folder,
     prediction_folder: Folder,
     labels: EvaluationLabels | Iterable[int | Sequence[int]] | None = None,
@@ -29,11 +93,10 @@ def evaluate_folders(
     ignore_label: int | None = None,
     file_ending: str | None = None,
     reader_writer: type | None = None,
-    num_processes: int | None = None,
     nsd_tolerance_mm: float | Sequence[float] = 1.0,
     cases: Iterable[str] | None = None,
-) -> Evaluation:
-    """Compares every reference label with the prediction of the same name.
+) -> FolderPair:
+    """Finds what is to be compared, without reading the label maps.
 
     Args:
         reference_folder: label files ``<case><file_ending>``.
@@ -45,18 +108,11 @@ def evaluate_folders(
         ignore_label: voxels where the reference has this value are left out; only together with label values.
         file_ending: by default that of ``dataset_json``, or that of the files in ``reference_folder``.
         reader_writer: class of nnU-Net that reads the files; by default chosen as nnU-Net does.
-        num_processes: by default nnU-Net's number (8, or ``$nnUNet_def_n_proc``), at most one per core and case.
         nsd_tolerance_mm: one or several tolerances of NSD in mm.
         cases: names of the cases to evaluate; by default all of ``reference_folder``.
 
-    Returns:
-        Table per case and class, means per class, and the mean over the foreground classes (mean over the classes of
-        their means over the cases, as nnU-Net's ``foreground_mean``; metrics of excluded cases, in which a class is in
-        neither map, are not part of it).
-
     Raises:
-        UserError: for a missing prediction (all are named), files that cannot be read or are no label maps, differing
-            grids, label values that ``dataset_json`` does not declare, a dead worker, and unusable arguments.
+        UserError: for a missing prediction (all are named), and unusable arguments.
     """
     reference_folder, prediction_folder = _check_folders(reference_folder, prediction_folder)
     tolerances = _tolerances(nsd_tolerance_mm)
@@ -81,17 +137,7 @@ def evaluate_folders(
         )
         for case in names
     }
-    processes = default_processes() if num_processes is None else num_processes
-    results = map_cases(
-        evaluate_case,
-        {case: (task,) for case, task in tasks.items()},
-        num_processes=processes,
-        description="Evaluation",
-    )
-    left_out = sorted(set().union(*(result.not_evaluated for result in results.values())))
-    if left_out:
-        notes.append(f"label values in the files that are not evaluated: {', '.join(map(str, left_out))}")
-    return collect(tasks, results, chosen_labels, tolerances, notes)
+    return FolderPair(tasks, chosen_labels, tolerances, tuple(notes))
 
 
 def _check_folders(reference_folder: Folder, prediction_folder: Folder) -> tuple[Path, Path]:

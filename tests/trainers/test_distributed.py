@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,10 +23,12 @@ import torch
 from nnssl.cli import run as run_command
 from nnssl.dataloading.mixed_pairs import PairedCases
 from nnssl.errors import UserError
+from nnssl.evaluation import evaluator
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine import run as run_module
+from nnssl.trainers.engine import validation
 from nnssl.trainers.engine.distributed import Ranks, current_ranks, ranks_of_environment, synchronize_batch_norms
 from nnssl.trainers.engine.launch import launch
 from nnssl.trainers.engine.loop import begin_phase
@@ -261,7 +265,7 @@ def test_two_ranks_stop_together_and_one_process_goes_on(looked, whole, monkeypa
     _assert_same_run(looked / "stopped", whole)
 
 
-def test_one_process_stops_and_two_of_torchrun_go_on(looked, whole, monkeypatch):
+def test_one_process_stops_and_two_machines_of_torchrun_go_on(looked, whole, monkeypatch):
     _use(monkeypatch, looked, "resumed")
     real = SemiSupervisedTrainer.train_step
 
@@ -274,17 +278,62 @@ def test_one_process_stops_and_two_of_torchrun_go_on(looked, whole, monkeypatch)
     monkeypatch.setattr(SemiSupervisedTrainer, "train_step", train_step)
     with pytest.raises(SystemExit):
         run_command("train", [*COMMAND, "--deterministic", *BUDGET])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "nnssl", "train", *COMMAND, "--c"], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("epoch 2/2") == 1
-    assert done.stdout.count("Mean Validation Dice") == 1
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--master-addr", "127.0.0.1", "--master-port", str(_free_port())]
+    machines = [
+        subprocess.Popen(
+            [*torchrun, "--node-rank", str(machine), "-m", "nnssl", "train", *COMMAND, "--c"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for machine in range(2)
+    ]
+    try:
+        main, other = (machine.communicate(timeout=180)[0] for machine in machines)
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert [machine.returncode for machine in machines] == [0, 0], main + other
+    assert main.count("epoch 2/2") == 1
+    assert main.count("Mean Validation Dice") == 1
+    assert "epoch" not in other, "only the main rank prints"
     _assert_same_run(looked / "resumed", whole)
     (folder,) = (looked / "resumed").glob("*/MeanTeacher__*/fold_0")
     assert json.loads((folder / "run.json").read_text())["processes"] == 2
     assert len(list(folder.glob("training_log_*"))) == 2
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_ranks_evaluate_what_they_predicted(looked, whole, tmp_path, monkeypatch):
+    _use(monkeypatch, looked, "whole")
+    monkeypatch.setattr(run_module, "launch", partial(launch, start_method="fork"))
+    predict, evaluate = validation.predict_logits, evaluator.evaluate_case
+
+    def predict_beside_the_other(*arguments: Any) -> torch.Tensor:
+        (tmp_path / f"rank_{current_ranks().rank}").touch()
+        waited = time.monotonic() + 60
+        while len(list(tmp_path.glob("rank_*"))) < 2:
+            assert time.monotonic() < waited
+            time.sleep(0.01)
+        return predict(*arguments)
+
+    def evaluate_and_tell(task: Any) -> Any:
+        (tmp_path / f"{task.case}_on_{current_ranks().rank}").touch()
+        return evaluate(task)
+
+    monkeypatch.setattr(validation, "predict_logits", predict_beside_the_other)
+    monkeypatch.setattr(evaluator, "evaluate_case", evaluate_and_tell)
+    before = _finished(whole)[2]
+    assert run_command("train", [*COMMAND, "--val", "-num_gpus", "2"]) == 0
+    told = sorted(path.name for path in tmp_path.glob("labeled_*"))
+    assert told in (["labeled_1_on_0", "labeled_2_on_1"], ["labeled_1_on_1", "labeled_2_on_0"])
+    assert _finished(whole)[2] == before
 
 
 # ---------------------------------------------------------------------- endings
@@ -374,7 +423,8 @@ def test_one_process_exchanges_nothing():
     assert ranks.own_rows(torch.arange(3)).tolist() == [0, 1, 2]
     assert torch.equal(ranks.all_rows(value), value)
     assert not ranks.all_rows(value).requires_grad
-    for nothing in (ranks.barrier, ranks.finish, ranks.disconnect):
+    assert ranks.collect(5) == [5]
+    for nothing in (ranks.barrier, ranks.disconnect):
         nothing()
 
 

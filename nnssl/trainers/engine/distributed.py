@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import time
 import traceback
 import warnings
@@ -30,6 +31,8 @@ from nnssl.errors import UserError
 
 # a step, an online validation or a checkpoint never takes so long; a rank that waits longer waits in vain
 TIMEOUT = timedelta(minutes=30)
+# the store takes no value above 8 MiB
+_PIECE = 1 << 20
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 T = TypeVar("T")
@@ -232,14 +235,28 @@ class Ranks:
             given = taken
             yield items[taken - 1]
 
-    def finish(self) -> None:
-        """Tells the main rank that this one has done its part; the main rank waits for all, however long it takes."""
+    def collect(self, part: T) -> list[T] | None:
+        """The parts of all ranks, in order of rank, on the main one; None on the others, which need not wait.
+
+        The main rank waits for all, however long they take. A part is anything that can be pickled; the ranks need not
+        be connected.
+        """
         if self.size == 1:
-            return
+            return [part]
         key = self._new_key()
-        self._store.set(f"{key}/{self.rank}", "done")
-        if self.is_main:
-            self._wait_for([f"{key}/{rank}" for rank in range(self.size)], None)
+        data = pickle.dumps(part)
+        pieces = [data[start : start + _PIECE] for start in range(0, len(data), _PIECE)]
+        for i, piece in enumerate(pieces):
+            self._store.set(f"{key}/{self.rank}/{i}", piece)
+        self._store.set(f"{key}/{self.rank}", str(len(pieces)))
+        if not self.is_main:
+            return None
+        parts = []
+        for rank in range(self.size):
+            self._wait_for([f"{key}/{rank}"], None)
+            count = int(self._store.get(f"{key}/{rank}"))
+            parts.append(pickle.loads(b"".join(self._store.get(f"{key}/{rank}/{i}") for i in range(count))))
+        return parts
 
     def first_to_fail(self, text: str) -> bool:
         """Reports that this rank has failed; True unless another one did before, of which this is a consequence."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnssl.dataloading.cases import NamedErrors
-from nnssl.evaluation.evaluator import evaluate_folders
+from nnssl.evaluation.evaluator import match_folders
 from nnssl.inference.predictor import Predictor
 from nnssl.networks.unwrap import deep_supervision, evaluating
 
@@ -46,8 +47,8 @@ class FloatHeads(nn.Module):
 def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -> None:
     """Predicts the validation cases of the fold with the deployed network and evaluates them.
 
-    Several ranks predict a part each, and the main one evaluates; they need not be connected any more. Writes
-    ``validation/<case>`` and ``validation/summary.json``. Fold ``all`` has no validation cases: its labeled cases were
+    Several ranks predict and evaluate a part each; they need not be connected any more. Writes ``validation/<case>``
+    and ``validation/summary.json``. Fold ``all`` has no validation cases: its labeled cases were
     trained on, and a Dice on them would only please.
     """
     cases = [] if trainer.fold == "all" else trainer.split().val
@@ -56,17 +57,15 @@ def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -
         return
     folder = Path(trainer.output_folder, "validation")
     folder.mkdir(parents=True, exist_ok=True)
-    _predict_cases(trainer, cases, folder, save_probabilities)
-    trainer.ranks.finish()
-    if not trainer.ranks.is_main:
+    predicted = _predict_cases(trainer, cases, folder, save_probabilities)
+    references = Path(trainer.preprocessed_dataset_folder_base, "gt_segmentations")
+    match = partial(match_folders, references, folder, dataset_json=trainer.dataset_json)
+    ranks = trainer.ranks
+    processes = _export_processes(len(predicted), ranks.local_size)
+    parts = ranks.collect(match(cases=predicted).scores(processes, hidden=not ranks.is_main) if predicted else {})
+    if parts is None:
         return
-    result = evaluate_folders(
-        Path(trainer.preprocessed_dataset_folder_base, "gt_segmentations"),
-        folder,
-        dataset_json=trainer.dataset_json,
-        cases=cases,
-        num_processes=_export_processes(len(cases), 1),
-    )
+    result = match(cases=cases).evaluation({case: score for part in parts for case, score in part.items()})
     result.write(folder / "summary.json")
     for name, dice in result.per_class["Dice"].items():
         trainer.logger.log_summary(f"final_val/class_{name}_dice", dice)
@@ -96,7 +95,10 @@ def predict_logits(predictor: Predictor, image: torch.Tensor) -> torch.Tensor:
         return predictor.predict_sliding_window_return_logits(image).float().cpu()
 
 
-def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Path, save_probabilities: bool) -> None:
+def _predict_cases(
+    trainer: SemiSupervisedTrainer, cases: list[str], folder: Path, save_probabilities: bool
+) -> list[str]:
+    """Writes the masks of the cases that fall to this rank, and returns the names of these cases."""
     predictor = predictor_of(trainer)
     dataset = NamedErrors(
         trainer.dataset_class(
@@ -108,10 +110,12 @@ def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Pat
     ranks = trainer.ranks
     processes = _export_processes(len(cases) // ranks.size, ranks.local_size)
     pool = multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else None
+    predicted: list[str] = []
     pending = []
     try:
         hidden = None if ranks.is_main else True
         for case in tqdm(ranks.deal(cases), "validation", math.ceil(len(cases) / ranks.size), disable=hidden):
+            predicted.append(case)
             image, properties = _image(trainer, dataset, case)
             logits = predict_logits(predictor, image)
             for function, arguments in _exports(trainer, case, logits, properties, folder, save_probabilities):
@@ -127,6 +131,7 @@ def _predict_cases(trainer: SemiSupervisedTrainer, cases: list[str], folder: Pat
     finally:
         if pool is not None:
             pool.terminate()
+    return predicted
 
 
 def _image(trainer: SemiSupervisedTrainer, dataset: Any, case: str) -> tuple[torch.Tensor, dict]:
