@@ -100,7 +100,7 @@ def _measure(arguments: argparse.Namespace, case: dict[str, Any]) -> dict[str, A
 def _trainer(arguments: argparse.Namespace, case: dict[str, Any]) -> Any:
     import contextlib
 
-    from nnssl.trainers.engine.run import prepare_device
+    from nnssl.trainers.engine.request import prepare_device
     from nnssl.trainers.engine.run_settings import RunSettings
     from nnssl.trainers.registry import get_trainer
     from nnssl.utils.files import read_json

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer
-from nnssl.trainers.engine.run import prepare_device
+from nnssl.trainers.engine.request import prepare_device
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.registry import get_trainer, trainer_names
 from nnssl.utils.files import read_json, write_json

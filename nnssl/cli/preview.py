@@ -9,7 +9,7 @@ def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
 
     from nnssl.report.preview import save_preview
-    from nnssl.trainers.engine.run import TrainingRequest
+    from nnssl.trainers.engine.request import TrainingRequest
 
     request = TrainingRequest(
         dataset=arguments.d,

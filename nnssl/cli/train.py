@@ -8,7 +8,8 @@ import argparse
 def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
 
-    from nnssl.trainers.engine.run import TrainingRequest, run
+    from nnssl.trainers.engine.request import TrainingRequest
+    from nnssl.trainers.engine.run import run
 
     run(
         TrainingRequest(
@@ -23,6 +24,7 @@ def main(argv: list[str]) -> None:
             atlas_augmentation=arguments.atlas_augmentation,
             epochs=arguments.epochs,
             iterations_per_epoch=arguments.iterations_per_epoch,
+            minutes=arguments.minutes,
             seed=arguments.seed,
             deterministic=arguments.deterministic,
             precision=arguments.precision,
@@ -61,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--epochs", type=int, help="number of epochs (default: 1000)")
     add("--iterations-per-epoch", type=int, help="steps per epoch (default: 250)")
+    add(
+        "--minutes", type=float, help="instead of --epochs: as many steps as end within that time; some are timed first"
+    )
     add("--seed", type=int, help="seed of weights, patches and augmentation (default: drawn and recorded)")
     add("--deterministic", action="store_true", help="bit-exact repetition on the same machine; slower on CUDA")
     add("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")

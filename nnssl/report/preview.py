@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,9 @@ from numpy.typing import NDArray
 from nnssl.pictures.patches import Patch, save_patches
 from nnssl.report.recorder import NO_LABEL, Recorder
 from nnssl.trainers.engine.preview import class_names, label_map
+from nnssl.trainers.engine.request import TrainingRequest, new_trainer, prepare_device
 from nnssl.trainers.engine.requirements import check_requirements
-from nnssl.trainers.engine.run import TrainingRequest, new_trainer, prepare_device
+from nnssl.trainers.engine.trial import without_traces
 
 _COLUMNS, _MOST_PATCHES = 4, 24
 
@@ -42,7 +41,8 @@ def save_preview(
     Raises:
         UserError: the training could not be started.
     """
-    with _without_traces():
+    # batches and networks are made the simple way
+    with without_traces(nnUNet_n_proc_DA="0", nnUNet_compile="false"):
         trainer = new_trainer(request, prepare_device(request.device))
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)
@@ -107,23 +107,3 @@ def _streams(recorder: Recorder, batch: dict[str, Any]) -> Iterator[tuple[str, l
         "stream_unlabeled",
         [Patch(f"step {recorder.step}, patch {row}", images[row], pseudo[row]) for row in range(len(images))],
     )
-
-
-@contextmanager
-def _without_traces() -> Iterator[None]:
-    """While inside, runs are written to a folder that is deleted, and batches and networks are made the simple way.
-
-    Trainers take the folder of results from the environment.
-    """
-    names = ("nnUNet_results", "nnUNet_n_proc_DA", "nnUNet_compile")
-    before = {name: os.environ.get(name) for name in names}
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(zip(names, (folder, "0", "false"), strict=True))
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 FEW_LABELED = 40
-"""Labeled cases up to which measured gains of the methods are relied on."""
+"""Labeled cases up to which a gain measured with four is relied on."""
+FEWEST_LABELED = 2
 FEWEST_UNLABELED = 8
 FEWEST_STEPS = 1_000
-"""Steps below which the rounds of self-training are too short to be finished."""
-
-_SWITCH = {"atlas_augmentation": "regional_switch"}
+"""Steps below which no method has gained more than half a point of Dice, and BCP has lost."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,14 @@ class Situation:
     Attributes:
         labeled: number of labeled cases of the data set.
         unlabeled: number of its unlabeled cases.
-        common_place: whether classes of different labeled cases lie at corresponding places, as planning measured;
-            None if it could not be measured.
         steps: of the training.
+        cascaded: whether it is the second stage of a cascade.
     """
 
     labeled: int
     unlabeled: int
-    common_place: bool | None
     steps: int
+    cascaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,18 @@ class Choice:
 
 RULES = (
     Rule(
-        "a single labeled case",
-        lambda s: s.labeled < 2,
+        "the second stage of a cascade",
+        lambda s: s.cascaded,
         "Supervised",
         {},
-        "regions need two labeled cases to be exchanged, and no other method has shown a gain over Supervised at equal "
-        "minutes",
+        "no other method trains one",
+    ),
+    Rule(
+        f"fewer than {FEWEST_LABELED} labeled cases",
+        lambda s: s.labeled < FEWEST_LABELED,
+        "Supervised",
+        {},
+        "nothing has been measured with a single one",
     ),
     Rule(
         f"more than {FEW_LABELED} labeled cases",
@@ -74,36 +78,25 @@ RULES = (
         "gains have been measured with few labels only",
     ),
     Rule(
-        "classes without a common place in the labeled cases",
-        lambda s: not s.common_place,
-        "Supervised",
-        {},
-        "exchanging regions needs corresponding places, and no other method has shown a gain over Supervised at equal "
-        "minutes",
-    ),
-    Rule(
         f"fewer than {FEWEST_UNLABELED} unlabeled cases",
         lambda s: s.unlabeled < FEWEST_UNLABELED,
         "Supervised",
-        _SWITCH,
-        "labeled cases that exchange regions gain most where labels are few; so few unlabeled ones have not been shown "
-        "to add to that",
+        {},
+        "gains have been measured with many unlabeled cases only",
     ),
     Rule(
         f"fewer than {FEWEST_STEPS:,} steps",
         lambda s: s.steps < FEWEST_STEPS,
         "Supervised",
-        _SWITCH,
-        "labeled cases that exchange regions gain most where labels are few; pseudo-labels of an unfinished network do "
-        "not help",
+        {},
+        "at 400 steps no method gained more than 0.005 Dice, and BCP lost 0.09",
     ),
     Rule(
-        "few labels, unlabeled cases, corresponding places",
+        "few labeled cases, unlabeled ones, and steps to use them",
         lambda s: True,
-        "SwitchedSelfTraining",
+        "BCP",
         {},
-        "labeled cases that exchange regions with each other, then with pseudo-labeled ones, gain most at equal "
-        "minutes",
+        "at 1,200 steps it gained most, 0.006 Dice on hippocampus",
     ),
 )
 
@@ -111,12 +104,9 @@ RULES = (
 def choose(situation: Situation) -> Choice:
     """The first rule that holds, with what is known in words."""
     rule = next(rule for rule in RULES if rule.holds(situation))
-    places = {True: "at corresponding places", False: "without a common place", None: "of unknown places"}
-    known = (
-        f"{situation.labeled} labeled and {situation.unlabeled} unlabeled cases, classes "
-        f"{places[situation.common_place]}, {situation.steps:,} steps"
-    )
+    known = f"{situation.labeled} labeled and {situation.unlabeled} unlabeled cases, {situation.steps:,} steps"
     reasons = [known, f"{rule.when}: {rule.because}"]
     if rule.trainer == "Supervised" and situation.unlabeled:
         reasons.append(f"the {situation.unlabeled} unlabeled cases are not used")
+    reasons.append("how much this rests on: docs/choosing.md")
     return Choice(rule.trainer, dict(rule.overrides), tuple(reasons))

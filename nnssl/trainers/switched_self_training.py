@@ -40,6 +40,11 @@ class SwitchedSelfTraining(SelfTraining):
     round_shares = (1.0, 2.0)
     mixing: bool = True
 
+    @property
+    def num_unlabeled(self) -> int:
+        """None beside the labeled ones, where the patches of a pair are those."""
+        return 0 if self.mixing else super().num_unlabeled
+
     def unlabeled_cases(self) -> PseudoLabeledCases | None:
         cases = super().unlabeled_cases()
         if cases is None or not self.mixing:

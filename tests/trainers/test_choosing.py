@@ -5,40 +5,51 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from nnssl.errors import UserError
 from nnssl.inference.models import auto_record, find_model
-from nnssl.trainers.choosing import FEW_LABELED, FEWEST_STEPS, FEWEST_UNLABELED, RULES, Situation, choose
-from nnssl.trainers.engine import run as engine_run
-from nnssl.trainers.engine.run import TrainingRequest, run
+from nnssl.trainers import choosing
+from nnssl.trainers.choosing import (
+    FEW_LABELED,
+    FEWEST_LABELED,
+    FEWEST_STEPS,
+    FEWEST_UNLABELED,
+    RULES,
+    Rule,
+    Situation,
+    choose,
+)
+from nnssl.trainers.engine import budget
+from nnssl.trainers.engine.auto import with_choice
+from nnssl.trainers.engine.request import TrainingRequest
+from nnssl.trainers.engine.run import run
 from nnssl.trainers.engine.settings import check_overrides
 from nnssl.trainers.registry import get_trainer
-from nnssl.utils.files import write_json
+from nnssl.utils.paths import results_folder
 from tests.support.tiny import NAME, PLANS, Tiny
 
-USUAL = Situation(labeled=4, unlabeled=100, common_place=True, steps=250_000)
-SWITCH = {"atlas_augmentation": "regional_switch"}
+USUAL = Situation(labeled=4, unlabeled=100, steps=250_000)
 
 
 @pytest.mark.parametrize(
-    ("changes", "trainer", "overrides"),
+    ("changes", "trainer"),
     [
-        ({}, "SwitchedSelfTraining", {}),
-        ({"labeled": 2}, "SwitchedSelfTraining", {}),
-        ({"labeled": 1, "common_place": None}, "Supervised", {}),
-        ({"labeled": FEW_LABELED}, "SwitchedSelfTraining", {}),
-        ({"labeled": FEW_LABELED + 1}, "Supervised", {}),
-        ({"common_place": False}, "Supervised", {}),
-        ({"common_place": None}, "Supervised", {}),
-        ({"unlabeled": 0}, "Supervised", SWITCH),
-        ({"unlabeled": FEWEST_UNLABELED - 1}, "Supervised", SWITCH),
-        ({"unlabeled": FEWEST_UNLABELED}, "SwitchedSelfTraining", {}),
-        ({"steps": FEWEST_STEPS - 1}, "Supervised", SWITCH),
+        ({}, "BCP"),
+        ({"labeled": FEWEST_LABELED}, "BCP"),
+        ({"labeled": FEWEST_LABELED - 1}, "Supervised"),
+        ({"labeled": FEW_LABELED}, "BCP"),
+        ({"labeled": FEW_LABELED + 1}, "Supervised"),
+        ({"unlabeled": 0}, "Supervised"),
+        ({"unlabeled": FEWEST_UNLABELED - 1}, "Supervised"),
+        ({"unlabeled": FEWEST_UNLABELED}, "BCP"),
+        ({"steps": FEWEST_STEPS - 1}, "Supervised"),
+        ({"cascaded": True}, "Supervised"),
     ],
 )
-def test_rules(changes, trainer, overrides):
+def test_rules(changes, trainer):
     choice = choose(replace(USUAL, **changes))
-    assert (choice.trainer, choice.overrides) == (trainer, overrides)
+    assert choice.trainer == trainer
     unused = replace(USUAL, **changes).unlabeled > 0 and trainer == "Supervised"
     assert any("are not used" in reason for reason in choice.reasons) == unused
 
@@ -53,15 +64,7 @@ def test_every_rule_names_a_trainer_its_hyper_parameters_and_a_reason():
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    return Tiny(labeled=3, labeled_batch=2).write(tmp_path, monkeypatch)
-
-
-def plan_with(tiny, common_place):
-    file = tiny.base / f"{PLANS}.json"
-    plans = json.loads(file.read_text())
-    block = plans["configurations"][tiny.configuration].setdefault("semi_supervised", {})
-    block["atlas_evidence"] = {"pairs": 3, "common_place": common_place}
-    write_json(plans, file)
+    return Tiny(labeled=3, unlabeled=FEWEST_UNLABELED, labeled_batch=2).write(tmp_path, monkeypatch)
 
 
 def request(**options) -> TrainingRequest:
@@ -69,44 +72,52 @@ def request(**options) -> TrainingRequest:
     return TrainingRequest("901", "auto", "all", plans=PLANS, **options)
 
 
+def chosen(**options) -> TrainingRequest:
+    return with_choice(request(**options), torch.device("cpu"))
+
+
 def results() -> Path:
-    return engine_run.results_folder() / NAME
+    return results_folder() / NAME
 
 
 def test_auto_trains_what_the_rules_say_and_prediction_finds_it(tiny, capsys):
-    plan_with(tiny, True)
     run(request(seed=0))
     out = capsys.readouterr().out
-    assert "auto: Supervised, atlas_augmentation=regional_switch" in out
-    assert "3 labeled and 3 unlabeled cases, classes at corresponding places, 2 steps" in out
-    model = find_model(NAME, trainer="auto")
-    assert model.folder.name.startswith("Supervised__")
-    made = json.loads((model.folder / "fold_all" / "run.json").read_text())
-    assert made["hyperparameters"]["atlas_augmentation"] == "regional_switch"
+    assert "auto: Supervised\n" in out
+    assert f"3 labeled and {FEWEST_UNLABELED} unlabeled cases, 2 steps" in out
+    assert f"the {FEWEST_UNLABELED} unlabeled cases are not used" in out
+    assert find_model(NAME, trainer="auto").folder.name.startswith("Supervised__")
+    record = json.loads(auto_record(results(), PLANS, tiny.configuration).read_text())
+    assert record["situation"] == {"labeled": 3, "unlabeled": FEWEST_UNLABELED, "steps": 2, "cascaded": False}
 
 
 def test_the_choice_of_the_first_run_holds_for_the_others(tiny, capsys):
-    plan_with(tiny, False)
-    asked = engine_run._with_choice(request())
-    assert (asked.trainer, list(asked.overrides)) == ("Supervised", [])
-    plan_with(tiny, True)
-    assert list(engine_run._with_choice(request()).overrides) == []
+    assert chosen().trainer == "Supervised"
+    assert chosen(epochs=1000).trainer == "Supervised"
     assert "(as in" in capsys.readouterr().out
-    assert list(engine_run._with_choice(request(overwrite=True)).overrides) == ["atlas_augmentation=regional_switch"]
+    assert chosen(epochs=1000, overwrite=True).trainer == "BCP"
 
 
-def test_what_the_user_sets_comes_last(tiny):
-    plan_with(tiny, True)
-    asked = engine_run._with_choice(request(atlas_augmentation="none", overrides=["initial_lr=0.1"]))
+def test_what_the_user_sets_comes_last(tiny, monkeypatch):
+    switch = Rule("always", lambda s: True, "Supervised", {"atlas_augmentation": "regional_switch"}, "of the test")
+    monkeypatch.setattr(choosing, "RULES", (switch,))
+    asked = chosen(atlas_augmentation="none", overrides=["initial_lr=0.1"])
     assert (asked.atlas_augmentation, list(asked.overrides)) == ("none", ["initial_lr=0.1"])
-    asked = engine_run._with_choice(request(overrides=["atlas_augmentation=none"]))
+    asked = chosen(overrides=["atlas_augmentation=none"])
     assert list(asked.overrides) == ["atlas_augmentation=regional_switch", "atlas_augmentation=none"]
 
 
 def test_steps_may_be_given_as_hyper_parameters(tiny, capsys):
-    plan_with(tiny, True)
-    engine_run._with_choice(request(epochs=None, iterations_per_epoch=None, overrides=["num_epochs=3"]))
+    chosen(epochs=None, iterations_per_epoch=None, overrides=["num_epochs=3"])
     assert "750 steps" in capsys.readouterr().out
+
+
+def test_steps_are_those_that_the_minutes_allow(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "measure_costs", lambda trainer: budget.Costs(step=0.1, start=0, cases=0))
+    asked = chosen(epochs=None, iterations_per_epoch=None, minutes=10)
+    assert asked.trainer == "BCP"
+    assert "5,250 steps" in capsys.readouterr().out
+    assert asked.epochs is None, "the minutes are planned anew, for the method that was chosen"
 
 
 def test_without_a_training_auto_stands_for_nothing(tiny):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnssl.trainers.engine.loop import _average_dice
+from nnssl.trainers.engine.loop import _average_dice, _warn_of_unlearned
 from tests.support.tiny import PLANS, Tiny
 
 
@@ -95,3 +95,18 @@ def test_the_average_of_the_pseudo_dice_begins_anew_with_a_phase(tiny):
     # the epoch in which the phase began belongs to neither
     assert found == [0.8, None, 0.1, pytest.approx(0.14)]
     assert trainer.logger.get_value("ema_fg_dice", 0) == 0.8
+
+
+@pytest.mark.parametrize(
+    ("dice", "told"), [([0.0, 0.3], "class_1"), ([0.0, 0.0], "class_1, class_2"), ([0.1, float("nan")], None)]
+)
+def test_classes_that_were_not_learned_are_named(tiny, capsys, dice, told):
+    trainer = tiny(classes=3).trainer("Supervised")
+    capsys.readouterr()
+    _warn_of_unlearned(trainer)
+    assert not capsys.readouterr().out, "nothing has been validated yet"
+    trainer.current_epoch = 1
+    trainer.logger.log("dice_per_class_or_region", dice, 0)
+    _warn_of_unlearned(trainer)
+    out = capsys.readouterr().out
+    assert f"not learned: {told} (Dice 0" in out if told else not out

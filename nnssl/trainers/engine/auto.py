@@ -2,46 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnssl.dataloading.cases import unlabeled_folder, unlabeled_identifiers
 from nnssl.inference.models import AUTO, auto_record
-from nnssl.trainers.choosing import Choice, Situation, choose
+from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.choosing import Situation, choose
+from nnssl.trainers.engine.budget import budget_of
+from nnssl.trainers.engine.distributed import current_ranks
+from nnssl.trainers.engine.request import RequestedPlan, TrainingRequest, flags_of, requested_plan
+from nnssl.trainers.engine.settings import parse_overrides
 from nnssl.utils.files import read_json, write_json
+from nnssl.utils.paths import results_folder
+
+_LENGTH = ("num_epochs", "num_iterations_per_epoch")
 
 
-def chosen_trainer(
-    results: Path, plans_name: str, configuration: str, situation: Callable[[], Situation], *, again: bool
-) -> Choice:
-    """The choice for the runs of a plan and configuration, printed with its reasons.
+def with_choice(request: TrainingRequest, device: torch.device) -> TrainingRequest:
+    """The request with the trainer and the hyper-parameters that ``auto`` stands for; those of the user come last.
 
-    It is made and recorded by the first run, so that all folds train the same method.
-
-    Args:
-        results: folder of the data set in ``$nnUNet_results``.
-        plans_name: name of the plans.
-        configuration: of the plan.
-        situation: looked at if a choice is to be made.
-        again: whether a recorded choice is made anew.
+    The choice is made and recorded by the first run of a plan and configuration, so that all folds train the same
+    method; ``overwrite`` makes it anew. It is printed with its reasons.
     """
-    file = auto_record(results, plans_name, configuration)
-    if file.is_file() and not again:
-        record = read_json(file, fix="delete it, and the method is chosen anew")
-        choice, origin = Choice(record["trainer"], record["overrides"], tuple(record["reasons"])), f" (as in {file})"
+    plan = requested_plan(request)
+    file = auto_record(results_folder() / plan.dataset, plan.name, plan.configuration)
+    if not current_ranks().from_main(lambda: file.is_file() and not request.overwrite):
+        # measured by all ranks together
+        steps = _steps(request, device)
+        current_ranks().from_main(lambda: _choose(plan, steps, file))
+        origin = ""
     else:
-        now = situation()
-        choice, origin = choose(now), ""
-        write_json({**asdict(choice), "situation": asdict(now)}, file)
-    settings = "".join(f", {name}={value}" for name, value in choice.overrides.items())
-    print(f"{AUTO}: {choice.trainer}{settings}{origin}")
-    for reason in choice.reasons:
+        origin = f" (as in {file})"
+    record = read_json(file, fix="delete it, and the method is chosen anew")
+    chosen = record["overrides"]
+    print(f"{AUTO}: {record['trainer']}{''.join(f', {name}={value}' for name, value in chosen.items())}{origin}")
+    for reason in record["reasons"]:
         print(f"  {reason}")
-    return choice
+    flags = flags_of(request)
+    overrides = [f"{name}={value}" for name, value in chosen.items() if name not in flags]
+    return replace(request, trainer=record["trainer"], overrides=[*overrides, *request.overrides])
+
+
+def _choose(plan: RequestedPlan, steps: int, file: Path) -> None:
+    situation = situation_of(plan.folder, plan.plans, plan.configuration, steps)
+    write_json({**asdict(choose(situation)), "situation": asdict(situation)}, file)
+
+
+def _steps(request: TrainingRequest, device: torch.device) -> int:
+    """Steps of the training, or those of `Supervised` for which there is time."""
+    if request.minutes is not None:
+        return budget_of(replace(request, trainer="Supervised", overrides=_length(request)), device).steps
+    length = flags_of(request) | parse_overrides(SemiSupervisedTrainer, _length(request))
+    return math.prod(length.get(name, getattr(SemiSupervisedTrainer, name)) for name in _LENGTH)
+
+
+def _length(request: TrainingRequest) -> list[str]:
+    """The overrides of the user that say how long a training is; others may be of the method that is not yet known."""
+    return [text for text in request.overrides if text.split("=")[0].strip() in _LENGTH]
 
 
 def situation_of(preprocessed: Path, plans: dict[str, Any], configuration: str, steps: int) -> Situation:
@@ -55,12 +78,11 @@ def situation_of(preprocessed: Path, plans: dict[str, Any], configuration: str, 
     """
     planned = _inherited(plans["configurations"], configuration)
     folder = preprocessed / planned["data_identifier"]
-    evidence = planned.get("semi_supervised", {}).get("atlas_evidence", {})
     return Situation(
         labeled=len(infer_dataset_class(str(folder)).get_identifiers(str(folder))),
         unlabeled=len(unlabeled_identifiers(unlabeled_folder(folder))),
-        common_place=evidence["common_place"] if evidence.get("pairs") else None,
         steps=steps,
+        cascaded=planned.get("previous_stage") is not None,
     )
 
 

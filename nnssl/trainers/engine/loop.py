@@ -18,7 +18,7 @@ from nnssl.errors import UserError
 from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.history import not_finite
 from nnssl.trainers.engine.pipelines import worker_counts
-from nnssl.trainers.engine.preview import preview_is_due, save_preview_of_epoch
+from nnssl.trainers.engine.preview import class_names, preview_is_due, save_preview_of_epoch
 from nnssl.trainers.engine.schedule import update_learning_rates
 from nnssl.trainers.engine.stopping import StopRequest
 
@@ -130,6 +130,7 @@ def _start_phase(trainer: SemiSupervisedTrainer, stop: StopRequest, clock: _Cloc
     """Saves and begins a phase; the seconds that this took. A stop finds the checkpoint of before."""
     began = time.monotonic()
     trainer.meter.average(trainer.ranks.mean)
+    _warn_of_unlearned(trainer)
     _save_latest(trainer, clock)
     if not begin_phase(trainer, lambda: bool(stop)):
         _exit(trainer, stop)
@@ -203,6 +204,20 @@ def _warn_of_starving(trainer: SemiSupervisedTrainer, timing: dict[str, float], 
         f"WARNING: steps wait {share:.0%} of their time for patches, mostly {slower} ones. Raise nnUNet_n_proc_DA (now "
         f"{workers} worker processes) if cores are free; this also happens while other programs use the machine."
     )
+
+
+def _warn_of_unlearned(trainer: SemiSupervisedTrainer) -> None:
+    """Names the classes of which the last online validation found no voxel; those that its patches lacked are not."""
+    if trainer.current_epoch == 0:
+        return
+    dice = trainer.logger.get_value("dice_per_class_or_region", step=-1)
+    names = [name for _, name in sorted(class_names(trainer).items())]
+    unlearned = [name for name, value in zip(names, dice, strict=True) if float(value) == 0]
+    if unlearned:
+        trainer.print_to_log_file(
+            f"WARNING: after {trainer.iteration:,} steps not learned: {', '.join(unlearned)} (Dice 0 on the patches of "
+            "the last epoch's validation). What is trained on predictions of this network will lack them; train longer."
+        )
 
 
 def _save_epoch(trainer: SemiSupervisedTrainer, clock: _Clock, batch: dict[str, Any] | None) -> None:
@@ -281,4 +296,5 @@ def _finish(trainer: SemiSupervisedTrainer) -> None:
     trainer.save_checkpoint(str(folder / FINAL))
     if trainer.ranks.is_main:
         (folder / LATEST).unlink(missing_ok=True)
+    _warn_of_unlearned(trainer)
     trainer.print_to_log_file("Training done.")

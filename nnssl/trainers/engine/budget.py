@@ -1,0 +1,224 @@
+"""How many steps fit into a number of minutes: measured on the machine, data and method of the training."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nnssl.dataloading.cases import NamedErrors
+from nnssl.errors import UserError
+from nnssl.trainers.engine.distributed import current_ranks
+from nnssl.trainers.engine.pipelines import unlabeled_images
+from nnssl.trainers.engine.recipe import total_steps
+from nnssl.trainers.engine.request import TrainingRequest, new_trainer, overrides_of, trainer_class_of
+from nnssl.trainers.engine.trial import without_traces
+from nnssl.trainers.engine.validation import predict_logits, predictor_of
+
+if TYPE_CHECKING:
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+RESERVE = 0.1
+"""Share of the minutes that is left free, since the speed of machines varies."""
+STEPS_PER_EPOCH = 250
+EPOCHS = 20
+"""At least, so that there are curves to be looked at: epochs of a short training have fewer steps."""
+FEWEST_STEPS = 100
+VALIDATION_SHARE = 5
+"""Steps per batch of the online validation, nnU-Net's proportion."""
+
+_WARM_UP, _MEASURED = 2, 5
+# reading, resampling to the grid of the scan and writing, beside the prediction of a case: a rough allowance
+_EXPORT = 1.5
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a training costs, in seconds.
+
+    Attributes:
+        step: a step with its share of the online validation, on average over the phases of the training.
+        start: until the first step is made, streams and compilation included.
+        cases: predictions of whole cases between the phases and after the last.
+    """
+
+    step: float
+    start: float
+    cases: float
+
+    def steps_within(self, seconds: float) -> int:
+        """Steps for which there is time; 0 or less if there is for none."""
+        return math.floor((seconds - self.start - self.cases) / self.step)
+
+    def seconds_for(self, steps: int) -> float:
+        return self.start + self.cases + steps * self.step
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Length of a training, and in words how it was found."""
+
+    epochs: int
+    iterations_per_epoch: int
+    explanation: str
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.iterations_per_epoch
+
+
+def plan_budget(costs: Costs, minutes: float, *, spent: float = 0.0, iterations_per_epoch: int | None = None) -> Budget:
+    """The longest training that ends within ``minutes``, a reserve of 10 % left out.
+
+    Args:
+        costs: of the training.
+        minutes: that the user gives.
+        spent: seconds of them that have gone.
+        iterations_per_epoch: if the user has chosen it.
+
+    Raises:
+        UserError: if there is no time for 100 steps, or for one epoch.
+    """
+    available = 60 * minutes * (1 - RESERVE) - spent
+    found = costs.steps_within(available)
+    steps_per_epoch = iterations_per_epoch or max(1, min(STEPS_PER_EPOCH, found // EPOCHS))
+    fewest = max(FEWEST_STEPS, steps_per_epoch)
+    facts = f"{_seconds(costs.step)} per step"
+    if costs.cases:
+        facts += f", {_seconds(costs.cases)} for predictions of whole cases"
+    if found < fewest:
+        needed = (costs.seconds_for(fewest) + spent) / (60 * (1 - RESERVE))
+        raise UserError(
+            f"{minutes:g} minutes are too few for {fewest} steps of this training",
+            found=facts,
+            fix=f"--minutes {math.ceil(needed)} or more, or a method that costs less (README, table of methods)",
+        )
+    epochs = found // steps_per_epoch
+    return Budget(
+        epochs,
+        steps_per_epoch,
+        f"{minutes:g} minutes: {facts}, {RESERVE:.0%} kept in reserve: {epochs} epochs of {steps_per_epoch} steps",
+    )
+
+
+def budget_of(request: TrainingRequest, device: torch.device) -> Budget:
+    """The longest training of the requested method that ends within the requested minutes, the same on all ranks."""
+    ranks, minutes = current_ranks(), request.minutes
+    assert minutes is not None
+    print(f"Timing steps of {request.trainer} for a training of {minutes:g} minutes ...", flush=True)
+    with without_traces(), contextlib.redirect_stdout(io.StringIO()):
+        costs = measure_costs(new_trainer(request, device))
+    gc.collect()
+    spent = time.time() - request.asked_at
+    chosen = overrides_of(request, trainer_class_of(request)).get("num_iterations_per_epoch")
+    return Budget(
+        *ranks.from_main(lambda: astuple(plan_budget(costs, minutes, spent=spent, iterations_per_epoch=chosen)))
+    )
+
+
+def measure_costs(trainer: SemiSupervisedTrainer) -> Costs:
+    """Takes a few steps of each phase of a training that is not to be kept.
+
+    All ranks of a training have to measure together. Later phases of a method that works on pseudo-labels are measured
+    with labels in their place.
+
+    Args:
+        trainer: configured, not initialized; it cannot be used afterwards.
+    """
+    began = time.monotonic()
+    trainer.print_to_log_file = _silent  # type: ignore[method-assign]
+    trainer.on_train_start()
+    try:
+        trainer.network.train()
+        total, starts = total_steps(trainer), sorted({0, trainer.pretrain_steps, *trainer.phase_starts})
+        ready, step = 0.0, 0.0
+        for start, end in zip(starts, [*starts[1:], total], strict=True):
+            if start > 0:
+                _go_to(trainer, start)
+            seconds = _median_seconds(trainer, lambda: _step(trainer))
+            step += seconds * (end - start) / total
+            ready = ready or time.monotonic() - began - _MEASURED * seconds
+        step += _validation_seconds(trainer) / VALIDATION_SHARE
+    finally:
+        trainer.dataloader_train.close()
+        trainer.dataloader_val.close()
+    return Costs(step, ready, _case_seconds(trainer))
+
+
+def _go_to(trainer: SemiSupervisedTrainer, iteration: int) -> None:
+    """Goes on at the first step of a phase, with its streams."""
+    trainer.dataloader_train.close()
+    trainer.dataloader_val.close()
+    trainer.iteration, trainer.current_epoch = iteration, iteration // trainer.num_iterations_per_epoch
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+
+
+def _step(trainer: SemiSupervisedTrainer) -> None:
+    batch = next(trainer.dataloader_train)
+    if trainer.phase_starts and trainer.iteration >= trainer.phase_starts[0] and trainer.num_unlabeled:
+        batch = batch | _stand_ins(trainer, batch)
+    trainer.train_step(batch)
+
+
+def _stand_ins(trainer: SemiSupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
+    """Labeled patches in the place of pseudo-labeled ones."""
+    rows = [row % len(batch["data"]) for row in range(trainer.num_unlabeled)]
+    target = batch["target"]
+    pseudo = [head[rows] for head in target] if isinstance(target, list) else target[rows]
+    return {"unlabeled": batch["data"][rows], "pseudo_target": pseudo}
+
+
+def _validation_seconds(trainer: SemiSupervisedTrainer) -> float:
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        return _median_seconds(trainer, lambda: trainer.validation_step(next(trainer.dataloader_val)))
+
+
+def _case_seconds(trainer: SemiSupervisedTrainer) -> float:
+    """Predictions between the phases and at the end, from that of one case of middle size; ranks share them."""
+    split = trainer.split()
+    between = len(split.unlabeled) * len(trainer.phase_starts)
+    after = 0 if trainer.fold == "all" else len(split.val)
+    if not between + after:
+        return 0.0
+    dataset = unlabeled_images(trainer) if between else trainer.get_tr_and_val_datasets()[1]
+    folder = Path(dataset.folder) if between else Path(trainer.preprocessed_dataset_folder)
+    cases = split.unlabeled if between else split.val
+    sizes = {case: sum(file.stat().st_size for file in folder.glob(f"{case}.*")) for case in cases}
+    middle = sorted(cases, key=lambda case: sizes[case])[len(cases) // 2]
+    predictor = predictor_of(trainer)
+    began = time.monotonic()
+    image = NamedErrors(dataset).load_case(middle)[0]
+    predict_logits(predictor, torch.from_numpy(image[:]))
+    seconds = time.monotonic() - began
+    return (between + after) * _EXPORT * seconds / trainer.ranks.size
+
+
+def _median_seconds(trainer: SemiSupervisedTrainer, function: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(_WARM_UP + _MEASURED):
+        began = time.perf_counter()
+        function()
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[_WARM_UP:])
+
+
+def _seconds(seconds: float) -> str:
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def _silent(*args: Any, **kwargs: Any) -> None:
+    """Takes the place of the log."""

@@ -1,0 +1,145 @@
+"""`nnssl_train --minutes`: what fits into a time, and what is timed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nnssl.cli import run as run_command
+from nnssl.errors import UserError
+from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine import budget
+from nnssl.trainers.engine.budget import Costs, measure_costs, plan_budget
+from nnssl.trainers.engine.trial import without_traces
+from nnssl.trainers.registry import get_trainer
+from tests.support.tiny import PLANS, Tiny
+
+CHEAP = Costs(step=0.1, start=0, cases=0)
+
+
+@pytest.mark.parametrize(
+    ("costs", "minutes", "options", "epochs", "steps"),
+    [
+        # 100 minutes, 90 % of them: 5,400 s
+        (CHEAP, 100, {}, 216, 250),
+        (CHEAP, 100, {"spent": 540.0}, 194, 250),
+        (Costs(step=0.1, start=40, cases=500), 100, {}, 194, 250),
+        (CHEAP, 100, {"iterations_per_epoch": 1000}, 54, 1000),
+        # short trainings have epochs of fewer steps: 1,000 steps in 100 s
+        (CHEAP, 100 / 54, {}, 20, 50),
+        (CHEAP, 10 / 54, {}, 20, 5),
+    ],
+)
+def test_length_of_a_training(costs, minutes, options, epochs, steps):
+    found = plan_budget(costs, minutes, **options)
+    assert (found.epochs, found.iterations_per_epoch, found.steps) == (epochs, steps, epochs * steps)
+    assert f"{epochs} epochs of {steps} steps" in found.explanation
+
+
+def test_the_training_ends_in_time():
+    for minutes in (1, 7.3, 60, 1000):
+        costs = Costs(step=0.0123, start=17, cases=5)
+        found = plan_budget(costs, minutes, spent=3)
+        assert 3 + costs.seconds_for(found.steps) <= 0.9 * 60 * minutes
+        # by less than an epoch
+        assert 3 + costs.seconds_for(found.steps + found.iterations_per_epoch) > 0.9 * 60 * minutes - found.steps / 20
+
+
+@pytest.mark.parametrize(
+    ("costs", "options", "needed"),
+    [
+        (Costs(step=1, start=0, cases=0), {}, 2),  # 100 s of 90 %
+        (Costs(step=0.1, start=0, cases=600), {}, 12),
+        (CHEAP, {"iterations_per_epoch": 1000}, 2),
+        (CHEAP, {"spent": 60.0}, 2),
+    ],
+)
+def test_too_few_minutes(costs, options, needed):
+    with pytest.raises(UserError, match=rf"--minutes {needed} or more"):
+        plan_budget(costs, 1, **options)
+    assert plan_budget(costs, needed, **options).epochs >= 1
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    return Tiny(labeled=3, labeled_batch=2).write(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "phases"),
+    [("Supervised", [0]), ("BCP", [0, 12]), ("SelfTraining", [0, 33, 67]), ("SwitchedSelfTraining", [0, 33])],
+)
+def test_every_phase_is_timed(name, phases, tiny, monkeypatch):
+    real, seen = SemiSupervisedTrainer.train_step, []
+
+    def train_step(self, batch):
+        rows = 0 if batch["unlabeled"] is None else len(batch["unlabeled"])
+        seen.append((self.iteration, rows))
+        return real(self, batch)
+
+    monkeypatch.setattr(SemiSupervisedTrainer, "train_step", train_step)
+    with without_traces():
+        trainer = tiny.bare_trainer(name, "all")
+        trainer.configure({"num_epochs": 10, "num_iterations_per_epoch": 10, "num_val_iterations_per_epoch": 1})
+        trainer.settings.memory_check = False
+        costs = measure_costs(trainer)
+    assert costs.step > 0
+    assert costs.start > 0
+    assert (costs.cases > 0) == ("SelfTraining" in name)
+    assert [iteration for iteration, _ in seen[::7]] == phases
+    # patches without labels come where the method has them
+    expected = {"Supervised": {0}, "BCP": {trainer.num_unlabeled}, "SelfTraining": {trainer.num_unlabeled},
+                "SwitchedSelfTraining": {0}}[name]  # fmt: skip
+    assert {rows for iteration, rows in seen if iteration >= phases[-1]} == expected
+
+
+def test_validation_cases_take_time(tiny):
+    with without_traces():
+        trainer = tiny.bare_trainer("Supervised", 0)
+        trainer.configure({"num_val_iterations_per_epoch": 1})
+        trainer.settings.memory_check = False
+        assert measure_costs(trainer).cases > 0
+
+
+def test_a_training_of_some_minutes(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "measure_costs", lambda trainer: Costs(step=100, start=0, cases=0))
+    monkeypatch.setattr(budget, "FEWEST_STEPS", 4)
+    monkeypatch.setattr(budget, "EPOCHS", 2)
+    command = ["901", "Supervised", "all", "-p", PLANS, "-device", "cpu", "--disable_memory_check"]
+    assert run_command("train", [*command, "--minutes", "10"]) == 0
+    assert "2 epochs of 2 steps" in capsys.readouterr().out
+    (folder,) = Path(tiny.folder, "nnUNet_results").glob("*/Supervised__*/fold_all")
+    hyperparameters = json.loads((folder / "run.json").read_text())["hyperparameters"]
+    assert (hyperparameters["num_epochs"], hyperparameters["num_iterations_per_epoch"]) == (2, 2)
+    assert sorted(path.name for path in folder.parents[2].iterdir()) == [folder.parents[1].name]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--minutes", "0"], "must be a time above 0"),
+        (["--minutes", "nan"], "must be a time above 0"),
+        (["--minutes", "5", "--epochs", "3"], "decides on the number of epochs"),
+        (["--minutes", "5", "--set", "num_epochs=3"], "decides on the number of epochs"),
+    ],
+)
+def test_minutes_that_mean_nothing(flags, message, capsys):
+    assert run_command("train", ["901", "Supervised", "all", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_timed_training_leaves_nothing(tiny):
+    results = Path(tiny.folder, "nnUNet_results")
+    before = sorted(results.rglob("*"))
+    with without_traces():
+        trainer = tiny.bare_trainer("Supervised", "all")
+        trainer.configure({"num_val_iterations_per_epoch": 1})
+        trainer.settings.memory_check = False
+        measure_costs(trainer)
+        assert not Path(trainer.output_folder).is_relative_to(results)
+    assert sorted(results.rglob("*")) == before
+    assert not Path(trainer.output_folder).exists()
+    assert get_trainer("Supervised") is type(trainer)
