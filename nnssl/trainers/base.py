@@ -146,6 +146,7 @@ class SemiSupervisedTrainer(SetUp):
         self.precision = Precision("fp32", self.device.type)
         self.memory_format = torch.contiguous_format
         self.iteration = 0
+        self.deadline: float | None = None  # of the last step, as time.time counts
         self.meter = LossMeter()
         self.history = History()
         self._modules: dict[str, nn.Module] = {}

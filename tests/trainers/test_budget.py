@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,17 @@ from nnssl.cli import run as run_command
 from nnssl.errors import UserError
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine import budget
-from nnssl.trainers.engine.budget import Costs, measure_costs, plan_budget
+from nnssl.trainers.engine.budget import Budget, Costs, measure_costs, plan_budget
+from nnssl.trainers.engine.deadline import keep_deadline
 from nnssl.trainers.engine.trial import without_traces
 from nnssl.trainers.registry import get_trainer
 from tests.support.tiny import PLANS, Tiny
 
-CHEAP = Costs(step=0.1, start=0, cases=0)
+CHEAP = Costs(step=0.1, start=0)
+
+
+def plan(costs: Costs, minutes: float, spent: float = 0.0, **options: int) -> Budget:
+    return plan_budget(costs, minutes, asked_at=1000.0, now=1000.0 + spent, **options)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +31,7 @@ CHEAP = Costs(step=0.1, start=0, cases=0)
         # 100 minutes, 90 % of them: 5,400 s
         (CHEAP, 100, {}, 216, 250),
         (CHEAP, 100, {"spent": 540.0}, 194, 250),
-        (Costs(step=0.1, start=40, cases=500), 100, {}, 194, 250),
+        (Costs(step=0.1, start=40, between=400, after=100), 100, {}, 194, 250),
         (CHEAP, 100, {"iterations_per_epoch": 1000}, 54, 1000),
         # short trainings have epochs of fewer steps: 1,000 steps in 100 s
         (CHEAP, 100 / 54, {}, 20, 50),
@@ -33,15 +39,16 @@ CHEAP = Costs(step=0.1, start=0, cases=0)
     ],
 )
 def test_length_of_a_training(costs, minutes, options, epochs, steps):
-    found = plan_budget(costs, minutes, **options)
+    found = plan(costs, minutes, **options)
+    assert found.deadline == 1000 + 60 * minutes - costs.after
     assert (found.epochs, found.iterations_per_epoch, found.steps) == (epochs, steps, epochs * steps)
     assert f"{epochs} epochs of {steps} steps" in found.explanation
 
 
 def test_the_training_ends_in_time():
     for minutes in (1, 7.3, 60, 1000):
-        costs = Costs(step=0.0123, start=17, cases=5)
-        found = plan_budget(costs, minutes, spent=3)
+        costs = Costs(step=0.0123, start=17, between=5)
+        found = plan(costs, minutes, spent=3)
         assert 3 + costs.seconds_for(found.steps) <= 0.9 * 60 * minutes
         # by less than an epoch
         assert 3 + costs.seconds_for(found.steps + found.iterations_per_epoch) > 0.9 * 60 * minutes - found.steps / 20
@@ -50,16 +57,16 @@ def test_the_training_ends_in_time():
 @pytest.mark.parametrize(
     ("costs", "options", "needed"),
     [
-        (Costs(step=1, start=0, cases=0), {}, 2),  # 100 s of 90 %
-        (Costs(step=0.1, start=0, cases=600), {}, 12),
+        (Costs(step=1, start=0), {}, 2),  # 100 s of 90 %
+        (Costs(step=0.1, start=0, after=600), {}, 12),
         (CHEAP, {"iterations_per_epoch": 1000}, 2),
         (CHEAP, {"spent": 60.0}, 2),
     ],
 )
 def test_too_few_minutes(costs, options, needed):
     with pytest.raises(UserError, match=rf"--minutes {needed} or more"):
-        plan_budget(costs, 1, **options)
-    assert plan_budget(costs, needed, **options).epochs >= 1
+        plan(costs, 1, **options)
+    assert plan(costs, needed, **options).epochs >= 1
 
 
 @pytest.fixture
@@ -105,7 +112,7 @@ def test_validation_cases_take_time(tiny):
 
 
 def test_a_training_of_some_minutes(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(budget, "measure_costs", lambda trainer: Costs(step=100, start=0, cases=0))
+    monkeypatch.setattr(budget, "measure_costs", lambda trainer: Costs(step=100, start=0))
     monkeypatch.setattr(budget, "FEWEST_STEPS", 4)
     monkeypatch.setattr(budget, "EPOCHS", 2)
     command = ["901", "Supervised", "all", "-p", PLANS, "-device", "cpu", "--disable_memory_check"]
@@ -115,6 +122,51 @@ def test_a_training_of_some_minutes(tiny, monkeypatch, capsys):
     hyperparameters = json.loads((folder / "run.json").read_text())["hyperparameters"]
     assert (hyperparameters["num_epochs"], hyperparameters["num_iterations_per_epoch"]) == (2, 2)
     assert sorted(path.name for path in folder.parents[2].iterdir()) == [folder.parents[1].name]
+
+
+@pytest.mark.parametrize(
+    ("left", "epochs"),
+    # an epoch takes 10 s, three of ten are done when the fourth ends
+    [(None, 10), (1000, 10), (60.5, 10), (59, 9), (25, 6), (5, 4), (-100, 4)],
+)
+def test_a_training_that_is_late_is_shortened(tiny, left, epochs):
+    trainer = tiny.trainer("Supervised", num_epochs=10)
+    trainer.current_epoch, trainer.iteration = 3, 8
+    trainer.deadline = None if left is None else time.time() + left
+    trainer.logger.log("epoch_start_timestamps", 100.0, 0)
+    trainer.logger.log("epoch_end_timestamps", 110.0, 0)
+    assert keep_deadline(trainer) == (epochs < 10)
+    assert trainer.num_epochs == epochs
+    # the learning rate goes to zero within the new length
+    trainer.lr_scheduler.step(epochs)
+    assert trainer.optimizer.param_groups[0]["lr"] == 0 or epochs == 10
+    trainer.lr_scheduler.step(epochs - 1)
+    assert trainer.optimizer.param_groups[0]["lr"] > 0
+
+
+def test_only_the_last_phase_is_shortened(tiny):
+    trainer = tiny.trainer("SelfTraining", num_epochs=30)
+    trainer.logger.log("epoch_start_timestamps", 100.0, 0)
+    trainer.logger.log("epoch_end_timestamps", 110.0, 0)
+    trainer.deadline = time.time()
+    assert trainer.phase_starts == (20, 40)
+    for iteration, shortened in ((38, False), (42, True)):
+        trainer.current_epoch, trainer.iteration = iteration // 2 - 1, iteration
+        assert keep_deadline(trainer) == shortened
+    assert trainer.num_epochs == 21
+    assert trainer.current_round == 2
+    assert not set(range(trainer.iteration, 60)) & set(trainer.phase_starts)
+
+
+def test_a_late_training_ends_early_and_whole(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "measure_costs", lambda trainer: Costs(step=1e-4, start=0))
+    command = ["901", "Supervised", "all", "-p", PLANS, "-device", "cpu", "--disable_memory_check"]
+    # far more epochs are planned than 12 s allow
+    assert run_command("train", [*command, "--minutes", "0.2", "--set", "num_iterations_per_epoch=100"]) == 0
+    out = capsys.readouterr().out
+    assert "slower than timed: shortened to" in out
+    (folder,) = Path(tiny.folder, "nnUNet_results").glob("*/Supervised__*/fold_all")
+    assert (folder / "checkpoint_final.pth").is_file()
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_steps_may_be_given_as_hyper_parameters(tiny, capsys):
 
 
 def test_steps_are_those_that_the_minutes_allow(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(budget, "measure_costs", lambda trainer: budget.Costs(step=0.1, start=0, cases=0))
+    monkeypatch.setattr(budget, "measure_costs", lambda trainer: budget.Costs(step=0.1, start=0))
     asked = chosen(epochs=None, iterations_per_epoch=None, minutes=10)
     assert asked.trainer == "BCP"
     assert "5,250 steps" in capsys.readouterr().out

@@ -17,6 +17,7 @@ import torch
 
 from nnssl.dataloading.cases import NamedErrors
 from nnssl.errors import UserError
+from nnssl.trainers.engine.deadline import phase_boundaries
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.pipelines import unlabeled_images
 from nnssl.trainers.engine.recipe import total_steps
@@ -48,12 +49,19 @@ class Costs:
     Attributes:
         step: a step with its share of the online validation, on average over the phases of the training.
         start: until the first step is made, streams and compilation included.
-        cases: predictions of whole cases between the phases and after the last.
+        between: predictions of whole cases between the phases.
+        after: those after the last phase, the validation.
     """
 
     step: float
     start: float
-    cases: float
+    between: float = 0.0
+    after: float = 0.0
+
+    @property
+    def cases(self) -> float:
+        """Predictions of whole cases."""
+        return self.between + self.after
 
     def steps_within(self, seconds: float) -> int:
         """Steps for which there is time; 0 or less if there is for none."""
@@ -65,31 +73,35 @@ class Costs:
 
 @dataclass(frozen=True)
 class Budget:
-    """Length of a training, and in words how it was found."""
+    """Length of a training, in words how it was found, and when its last step is due (``time.time``)."""
 
     epochs: int
     iterations_per_epoch: int
     explanation: str
+    deadline: float
 
     @property
     def steps(self) -> int:
         return self.epochs * self.iterations_per_epoch
 
 
-def plan_budget(costs: Costs, minutes: float, *, spent: float = 0.0, iterations_per_epoch: int | None = None) -> Budget:
+def plan_budget(
+    costs: Costs, minutes: float, *, asked_at: float, now: float, iterations_per_epoch: int | None = None
+) -> Budget:
     """The longest training that ends within ``minutes``, a reserve of 10 % left out.
 
     Args:
         costs: of the training.
         minutes: that the user gives.
-        spent: seconds of them that have gone.
+        asked_at: when they began, as ``time.time`` counts.
+        now: the present moment.
         iterations_per_epoch: if the user has chosen it.
 
     Raises:
         UserError: if there is no time for 100 steps, or for one epoch.
     """
-    available = 60 * minutes * (1 - RESERVE) - spent
-    found = costs.steps_within(available)
+    spent = now - asked_at
+    found = costs.steps_within(60 * minutes * (1 - RESERVE) - spent)
     steps_per_epoch = iterations_per_epoch or max(1, min(STEPS_PER_EPOCH, found // EPOCHS))
     fewest = max(FEWEST_STEPS, steps_per_epoch)
     facts = f"{_seconds(costs.step)} per step"
@@ -107,6 +119,7 @@ def plan_budget(costs: Costs, minutes: float, *, spent: float = 0.0, iterations_
         epochs,
         steps_per_epoch,
         f"{minutes:g} minutes: {facts}, {RESERVE:.0%} kept in reserve: {epochs} epochs of {steps_per_epoch} steps",
+        asked_at + 60 * minutes - costs.after,
     )
 
 
@@ -118,11 +131,12 @@ def budget_of(request: TrainingRequest, device: torch.device) -> Budget:
     with without_traces(), contextlib.redirect_stdout(io.StringIO()):
         costs = measure_costs(new_trainer(request, device))
     gc.collect()
-    spent = time.time() - request.asked_at
     chosen = overrides_of(request, trainer_class_of(request)).get("num_iterations_per_epoch")
-    return Budget(
-        *ranks.from_main(lambda: astuple(plan_budget(costs, minutes, spent=spent, iterations_per_epoch=chosen)))
-    )
+
+    def plan() -> Budget:
+        return plan_budget(costs, minutes, asked_at=request.asked_at, now=time.time(), iterations_per_epoch=chosen)
+
+    return Budget(*ranks.from_main(lambda: astuple(plan())))
 
 
 def measure_costs(trainer: SemiSupervisedTrainer) -> Costs:
@@ -139,7 +153,7 @@ def measure_costs(trainer: SemiSupervisedTrainer) -> Costs:
     trainer.on_train_start()
     try:
         trainer.network.train()
-        total, starts = total_steps(trainer), sorted({0, trainer.pretrain_steps, *trainer.phase_starts})
+        total, starts = total_steps(trainer), phase_boundaries(trainer)
         ready, step = 0.0, 0.0
         for start, end in zip(starts, [*starts[1:], total], strict=True):
             if start > 0:
@@ -151,7 +165,7 @@ def measure_costs(trainer: SemiSupervisedTrainer) -> Costs:
     finally:
         trainer.dataloader_train.close()
         trainer.dataloader_val.close()
-    return Costs(step, ready, _case_seconds(trainer))
+    return Costs(step, ready, *_case_seconds(trainer))
 
 
 def _go_to(trainer: SemiSupervisedTrainer, iteration: int) -> None:
@@ -183,13 +197,13 @@ def _validation_seconds(trainer: SemiSupervisedTrainer) -> float:
         return _median_seconds(trainer, lambda: trainer.validation_step(next(trainer.dataloader_val)))
 
 
-def _case_seconds(trainer: SemiSupervisedTrainer) -> float:
+def _case_seconds(trainer: SemiSupervisedTrainer) -> tuple[float, float]:
     """Predictions between the phases and at the end, from that of one case of middle size; ranks share them."""
     split = trainer.split()
     between = len(split.unlabeled) * len(trainer.phase_starts)
     after = 0 if trainer.fold == "all" else len(split.val)
     if not between + after:
-        return 0.0
+        return 0.0, 0.0
     dataset = unlabeled_images(trainer) if between else trainer.get_tr_and_val_datasets()[1]
     folder = Path(dataset.folder) if between else Path(trainer.preprocessed_dataset_folder)
     cases = split.unlabeled if between else split.val
@@ -199,8 +213,8 @@ def _case_seconds(trainer: SemiSupervisedTrainer) -> float:
     began = time.monotonic()
     image = NamedErrors(dataset).load_case(middle)[0]
     predict_logits(predictor, torch.from_numpy(image[:]))
-    seconds = time.monotonic() - began
-    return (between + after) * _EXPORT * seconds / trainer.ranks.size
+    seconds = _EXPORT * (time.monotonic() - began) / trainer.ranks.size
+    return between * seconds, after * seconds
 
 
 def _median_seconds(trainer: SemiSupervisedTrainer, function: Callable[[], Any]) -> float:

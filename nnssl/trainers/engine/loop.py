@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from nnssl.errors import UserError
 from nnssl.trainers.engine import checkpoint
+from nnssl.trainers.engine.deadline import keep_deadline
 from nnssl.trainers.engine.history import not_finite
 from nnssl.trainers.engine.pipelines import worker_counts
 from nnssl.trainers.engine.preview import class_names, preview_is_due, save_preview_of_epoch
@@ -108,6 +109,9 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
     _validate_online(trainer)
     _close_epoch(trainer, losses, timing, bar)
     _warn_of_starving(trainer, timing, clock)
+    if keep_deadline(trainer):
+        bar.total = trainer.num_epochs * trainer.num_iterations_per_epoch
+        trainer.print_to_log_file(f"slower than timed: shortened to {trainer.num_epochs} epochs, to end in time")
     _save_epoch(trainer, clock, batch)
 
 

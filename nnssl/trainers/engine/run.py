@@ -79,6 +79,7 @@ def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer
         if request.minutes is not None:
             budget = budget_of(request, trainer.device)
             trainer.print_to_log_file(budget.explanation)
+            trainer.deadline = budget.deadline
             request = replace(request, epochs=budget.epochs, iterations_per_epoch=budget.iterations_per_epoch)
         trainer.configure(overrides_of(request, type(trainer)), settings_of(request))
     if not request.only_validate and trainer.current_epoch < trainer.num_epochs:
