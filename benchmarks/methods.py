@@ -24,7 +24,7 @@ VARIANTS = {
     SWITCH: ("Supervised", (), ("--atlas-augmentation", "regional_switch")),
     "UAMT, no dropout": ("UAMT", ("dropout_rate=0", "teacher_passes=2"), ()),
 }
-LONGER = ("Supervised", SWITCH, "SwitchedSelfTraining", "SelfTraining", "BCP", "ReciprocalLearning")
+LONGER = ("Supervised", SWITCH, "SwitchedSelfTraining", "SelfTraining", "BCP", "ReciprocalLearning", "M3HL")
 FEW_LONGER = DataSet("hippocampus_4_longer", "hippocampus", labeled=4)
 
 
