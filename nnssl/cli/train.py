@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 
 def main(argv: list[str]) -> None:
+    asked_at = time.time()
     arguments = _parser().parse_args(argv)
 
     from nnssl.trainers.engine.request import TrainingRequest
@@ -39,6 +41,7 @@ def main(argv: list[str]) -> None:
             save_probabilities=arguments.npz,
             disable_checkpointing=arguments.disable_checkpointing,
             overwrite=arguments.overwrite,
+            asked_at=asked_at,
         )
     )
 

@@ -62,13 +62,19 @@ def evaluate_folders(
     prediction_folder: Folder,
     labels: EvaluationLabels | Iterable[int | Sequence[int]] | None = None,
     *,
+    dataset_json: Mapping[str, Any] | Folder | None = None,
+    ignore_label: int | None = None,
+    file_ending: str | None = None,
+    reader_writer: type | None = None,
     num_processes: int | None = None,
-    **options: Any,
+    nsd_tolerance_mm: float | Sequence[float] = 1.0,
+    cases: Iterable[str] | None = None,
 ) -> Evaluation:
     """Compares every reference label with the prediction of the same name.
 
     Args:
-        reference_folder, prediction_folder, labels, options: of :func:`match_folders`.
+        reference_folder, prediction_folder, labels, dataset_json, ignore_label, file_ending, reader_writer,
+        nsd_tolerance_mm, cases: as for :func:`match_folders`.
         num_processes: by default nnU-Net's number (8, or ``$nnUNet_def_n_proc``), at most one per core and case.
 
     Returns:
@@ -80,7 +86,17 @@ def evaluate_folders(
         UserError: as :func:`match_folders`, and for files that cannot be read or are no label maps, differing grids,
             label values that ``dataset_json`` does not declare, and a dead worker.
     """
-    pair = match_folders(reference_folder, prediction_folder, labels, **options)
+    pair = match_folders(
+        reference_folder,
+        prediction_folder,
+        labels,
+        dataset_json=dataset_json,
+        ignore_label=ignore_label,
+        file_ending=file_ending,
+        reader_writer=reader_writer,
+        nsd_tolerance_mm=nsd_tolerance_mm,
+        cases=cases,
+    )
     return pair.evaluation(pair.scores(num_processes))
 
 

@@ -96,14 +96,17 @@ def find_model(
     base = results_folder() / dataset_name(dataset)
     wanted = {"trainer": None if trainer == AUTO else trainer, "plans": plans, "configuration": configuration}
     models = list(_candidates(base))
-    if trainer == AUTO:
-        models = [model for model in models if model.trainer == _auto_trainer(base, model)]
     finished = [model for model in models if _folds_with(model.folder, checkpoint)]
     matching = [m for m in finished if all(v is None or getattr(m, k) == v for k, v in wanted.items())]
+    if trainer == AUTO:
+        matching = [model for model in matching if model.trainer == _auto_trainer(base, model)]
+        wanted["trainer"] = AUTO
     if not matching:
         raise _nothing_matches(base, wanted, models, finished, checkpoint)
-    matching = _choose(matching, "trainer", "-tr", ())
+    if trainer != AUTO:
+        matching = _choose(matching, "trainer", "-tr", ())
     matching = _choose(matching, "plans", "-p", (DEFAULT_PLANS,))
+    # by now there is one trainer, also where auto stands for different ones
     matching = _choose(matching, "configuration", "-c", DEFAULT_CONFIGURATIONS)
     return open_model(matching[0].folder, folds=folds, checkpoint=checkpoint)
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from nnssl.pictures.patches import Patch, save_patches
 from nnssl.report.recorder import NO_LABEL, Recorder
 from nnssl.trainers.engine.preview import class_names, label_map
-from nnssl.trainers.engine.request import TrainingRequest, new_trainer, prepare_device
+from nnssl.trainers.engine.request import TrainingRequest, prepare_device
 from nnssl.trainers.engine.requirements import check_requirements
-from nnssl.trainers.engine.trial import without_traces
+from nnssl.trainers.engine.trial import trial
 
 _COLUMNS, _MOST_PATCHES = 4, 24
 
@@ -42,8 +42,8 @@ def save_preview(
         UserError: the training could not be started.
     """
     # batches and networks are made the simple way
-    with without_traces(nnUNet_n_proc_DA="0", nnUNet_compile="false"):
-        trainer = new_trainer(request, prepare_device(request.device))
+    device = prepare_device(request.device)
+    with trial(request, device, nnUNet_n_proc_DA="0", nnUNet_compile="false") as trainer:
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)
         check_requirements(trainer)

@@ -192,9 +192,14 @@ class SemiSupervisedTrainer(SetUp):
         return self.ranks.even_share(patches, "unlabeled")
 
     @property
+    def planned_steps(self) -> int:
+        """Steps by which the phases are planned; a training that was shortened since makes fewer, in its last phase."""
+        return (self.settings.planned_epochs or self.num_epochs) * self.num_iterations_per_epoch
+
+    @property
     def pretrain_steps(self) -> int:
         """Steps before the main phase; both phases have at least one if there are two."""
-        total = self.num_epochs * self.num_iterations_per_epoch
+        total = self.planned_steps
         return min(max(1, round(self.pretrain_share * total)), total - 1) if self.pretrain_share > 0 else 0
 
     @property

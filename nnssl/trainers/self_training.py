@@ -89,7 +89,7 @@ class SelfTraining(SemiSupervisedTrainer):
     @property
     def phase_starts(self) -> tuple[int, ...]:
         """First steps of the rounds after round 0."""
-        total = self.num_epochs * self.num_iterations_per_epoch
+        total = self.planned_steps
         shares = self.round_shares or (1.0,) * self.rounds
         rounds = min(self.rounds, total)
         starts = [0]

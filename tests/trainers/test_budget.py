@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nnssl.cli import run as run_command
 from nnssl.errors import UserError
+from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.trainers.base import SemiSupervisedTrainer
-from nnssl.trainers.engine import budget
+from nnssl.trainers.engine import budget, deadline
 from nnssl.trainers.engine.budget import Budget, Costs, measure_costs, plan_budget
-from nnssl.trainers.engine.deadline import keep_deadline
-from nnssl.trainers.engine.trial import without_traces
-from nnssl.trainers.registry import get_trainer
-from tests.support.tiny import PLANS, Tiny
+from nnssl.trainers.engine.deadline import keep_deadline, phase_boundaries
+from nnssl.trainers.engine.request import TrainingRequest
+from nnssl.trainers.engine.trial import trial
+from tests.support.tiny import DEVICE, PLANS, Tiny
 
 CHEAP = Costs(step=0.1, start=0)
 
@@ -69,6 +71,11 @@ def test_too_few_minutes(costs, options, needed):
     assert plan(costs, needed, **options).epochs >= 1
 
 
+def request(trainer: str, fold: str = "all", **options: Any) -> TrainingRequest:
+    options = {"iterations_per_epoch": 5, "disable_memory_check": True} | options
+    return TrainingRequest("901", trainer, fold, plans=PLANS, **options)
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
@@ -88,10 +95,7 @@ def test_every_phase_is_timed(name, phases, tiny, monkeypatch):
         return real(self, batch)
 
     monkeypatch.setattr(SemiSupervisedTrainer, "train_step", train_step)
-    with without_traces():
-        trainer = tiny.bare_trainer(name, "all")
-        trainer.configure({"num_epochs": 10, "num_iterations_per_epoch": 10, "num_val_iterations_per_epoch": 1})
-        trainer.settings.memory_check = False
+    with trial(request(name, epochs=10, iterations_per_epoch=10), DEVICE) as trainer:
         costs = measure_costs(trainer)
     assert costs.step > 0
     assert costs.start > 0
@@ -104,11 +108,20 @@ def test_every_phase_is_timed(name, phases, tiny, monkeypatch):
 
 
 def test_validation_cases_take_time(tiny):
-    with without_traces():
-        trainer = tiny.bare_trainer("Supervised", 0)
-        trainer.configure({"num_val_iterations_per_epoch": 1})
-        trainer.settings.memory_check = False
-        assert measure_costs(trainer).cases > 0
+    with trial(request("Supervised", "0"), DEVICE) as trainer:
+        assert measure_costs(trainer).after > 0
+
+
+def test_the_second_stage_of_a_cascade_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    tiny = Tiny(labeled=3, cascade=True).write(tmp_path, monkeypatch)
+    for fold in range(3):
+        lowres = tiny.bare_trainer("Supervised", fold=fold, configuration="3d_lowres")
+        lowres.initialize()
+        lowres.perform_actual_validation()
+    with trial(request("Supervised", "0", configuration=tiny.configuration), DEVICE) as trainer:
+        assert trainer.is_cascaded
+        assert measure_costs(trainer).after > 0
 
 
 def test_a_training_of_some_minutes(tiny, monkeypatch, capsys):
@@ -124,49 +137,76 @@ def test_a_training_of_some_minutes(tiny, monkeypatch, capsys):
     assert sorted(path.name for path in folder.parents[2].iterdir()) == [folder.parents[1].name]
 
 
+def epochs_took(trainer: SemiSupervisedTrainer, *seconds: float) -> None:
+    """Epochs of two steps that were trained one after the other, from second 0 on."""
+    logged = len(trainer.logger.get_value("epoch_end_timestamps", step=None))
+    for epoch, duration in list(enumerate(seconds))[logged:]:
+        began = sum(seconds[:epoch])
+        trainer.logger.log("epoch_start_timestamps", began, epoch)
+        trainer.logger.log("epoch_end_timestamps", began + duration, epoch)
+    trainer.current_epoch, trainer.iteration = len(seconds) - 1, 2 * len(seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Stops the clock that a deadline is held against."""
+    monkeypatch.setattr(deadline, "_now", lambda: 1000.0)
+
+
 @pytest.mark.parametrize(
     ("left", "epochs"),
-    # an epoch takes 10 s, three of ten are done when the fourth ends
-    [(None, 10), (1000, 10), (60.5, 10), (59, 9), (25, 6), (5, 4), (-100, 4)],
+    # an epoch takes 10 s, four of ten are done
+    [(None, 10), (1000, 10), (61, 10), (59, 9), (25, 6), (5, 4), (-100, 4)],
 )
-def test_a_training_that_is_late_is_shortened(tiny, left, epochs):
+def test_a_training_that_is_late_is_shortened(tiny, clock, left, epochs):
     trainer = tiny.trainer("Supervised", num_epochs=10)
-    trainer.current_epoch, trainer.iteration = 3, 8
-    trainer.deadline = None if left is None else time.time() + left
-    trainer.logger.log("epoch_start_timestamps", 100.0, 0)
-    trainer.logger.log("epoch_end_timestamps", 110.0, 0)
+    trainer.deadline = None if left is None else 1000.0 + left
+    # the first one counts as little as an exception
+    epochs_took(trainer, 500, 10, 90, 10)
     assert keep_deadline(trainer) == (epochs < 10)
     assert trainer.num_epochs == epochs
     # the learning rate goes to zero within the new length
     trainer.lr_scheduler.step(epochs)
-    assert trainer.optimizer.param_groups[0]["lr"] == 0 or epochs == 10
+    assert trainer.optimizer.param_groups[0]["lr"] == 0
     trainer.lr_scheduler.step(epochs - 1)
     assert trainer.optimizer.param_groups[0]["lr"] > 0
 
 
-def test_only_the_last_phase_is_shortened(tiny):
-    trainer = tiny.trainer("SelfTraining", num_epochs=30)
-    trainer.logger.log("epoch_start_timestamps", 100.0, 0)
-    trainer.logger.log("epoch_end_timestamps", 110.0, 0)
-    trainer.deadline = time.time()
-    assert trainer.phase_starts == (20, 40)
-    for iteration, shortened in ((38, False), (42, True)):
-        trainer.current_epoch, trainer.iteration = iteration // 2 - 1, iteration
-        assert keep_deadline(trainer) == shortened
-    assert trainer.num_epochs == 21
-    assert trainer.current_round == 2
-    assert not set(range(trainer.iteration, 60)) & set(trainer.phase_starts)
+def test_the_first_epoch_decides_nothing(tiny, clock):
+    trainer = tiny.trainer("Supervised", num_epochs=10)
+    trainer.deadline = 1000.0
+    epochs_took(trainer, 500)
+    assert not keep_deadline(trainer)
+
+
+@pytest.mark.parametrize("name", ["SelfTraining", "BCP"])
+def test_only_the_last_phase_is_shortened_and_no_boundary_moves(name, tiny, clock):
+    options = {"SelfTraining": {}, "BCP": {"pretrain_share": 2 / 3}}[name]
+    trainer = tiny.trainer(name, num_epochs=30, **options)
+    trainer.deadline = 1000.0
+    boundaries = phase_boundaries(trainer)
+    assert boundaries[-1] == 40
+    # predictions before the last phase are part of its first epoch
+    for done, shortened in ((19, False), (20, False), (21, False), (22, True)):
+        epochs_took(trainer, *[*[10] * 20, 500, 10][:done])
+        assert keep_deadline(trainer) == shortened, done
+    assert trainer.num_epochs == 22
+    assert phase_boundaries(trainer) == boundaries
+    assert trainer.progress == 1 or name == "SelfTraining"
 
 
 def test_a_late_training_ends_early_and_whole(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(budget, "measure_costs", lambda trainer: Costs(step=1e-4, start=0))
+    monkeypatch.setattr(budget, "measure_costs", lambda trainer: Costs(step=0.1, start=0))
+    monkeypatch.setattr(deadline, "_now", lambda: time.time() + 6000)
     command = ["901", "Supervised", "all", "-p", PLANS, "-device", "cpu", "--disable_memory_check"]
-    # far more epochs are planned than 12 s allow
-    assert run_command("train", [*command, "--minutes", "0.2", "--set", "num_iterations_per_epoch=100"]) == 0
-    out = capsys.readouterr().out
-    assert "slower than timed: shortened to" in out
+    assert run_command("train", [*command, "--minutes", "50", "--set", "num_iterations_per_epoch=2"]) == 0
+    assert "slower than timed: shortened from" in capsys.readouterr().out
     (folder,) = Path(tiny.folder, "nnUNet_results").glob("*/Supervised__*/fold_all")
-    assert (folder / "checkpoint_final.pth").is_file()
+    content = read_model_checkpoint(folder / "checkpoint_final.pth")
+    assert content["current_epoch"] == 2
+    record = json.loads((folder / "run.json").read_text())
+    assert record["hyperparameters"]["num_epochs"] == 2
+    assert record["settings"]["planned_epochs"] > 10_000
 
 
 @pytest.mark.parametrize(
@@ -186,12 +226,10 @@ def test_minutes_that_mean_nothing(flags, message, capsys):
 def test_the_timed_training_leaves_nothing(tiny):
     results = Path(tiny.folder, "nnUNet_results")
     before = sorted(results.rglob("*"))
-    with without_traces():
-        trainer = tiny.bare_trainer("Supervised", "all")
-        trainer.configure({"num_val_iterations_per_epoch": 1})
-        trainer.settings.memory_check = False
+    with trial(request("Supervised"), DEVICE) as trainer:
         measure_costs(trainer)
-        assert not Path(trainer.output_folder).is_relative_to(results)
+        folder = Path(trainer.output_folder)
+        assert folder.exists()
+        assert not folder.is_relative_to(results)
     assert sorted(results.rglob("*")) == before
-    assert not Path(trainer.output_folder).exists()
-    assert get_trainer("Supervised") is type(trainer)
+    assert not folder.exists()

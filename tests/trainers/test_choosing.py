@@ -91,11 +91,46 @@ def test_auto_trains_what_the_rules_say_and_prediction_finds_it(tiny, capsys):
     assert record["situation"] == {"labeled": 3, "unlabeled": FEWEST_UNLABELED, "steps": 2, "cascaded": False}
 
 
+def trained(tiny, trainer: str, fold: str) -> None:
+    """Leaves what tells that a training has begun."""
+    folder = results() / f"{trainer}__{PLANS}__{tiny.configuration}" / f"fold_{fold}"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+
+
 def test_the_choice_of_the_first_run_holds_for_the_others(tiny, capsys):
     assert chosen().trainer == "Supervised"
+    assert chosen(epochs=1000).trainer == "BCP", "nothing has been trained with the first choice"
+    assert chosen().trainer == "Supervised"
+    trained(tiny, "Supervised", "all")
+    capsys.readouterr()
     assert chosen(epochs=1000).trainer == "Supervised"
     assert "(as in" in capsys.readouterr().out
+    assert chosen(epochs=1000, overwrite=True, resume=True).trainer == "Supervised"
+    # the only run may be made anew with another method, one of several may not
     assert chosen(epochs=1000, overwrite=True).trainer == "BCP"
+    trained(tiny, "BCP", "all")
+    trained(tiny, "BCP", "0")
+    assert chosen(overwrite=True).trainer == "BCP"
+
+
+def test_auto_cannot_be_validated_before_it_was_trained(tiny):
+    with pytest.raises(UserError, match="auto has not been trained"):
+        chosen(only_validate=True)
+    assert not auto_record(results(), PLANS, tiny.configuration).exists()
+
+
+def test_auto_may_stand_for_different_methods_in_different_configurations(tiny):
+    for configuration, trainer in (("2d", "BCP"), ("3d_fullres", "Supervised")):
+        folder = results() / f"{trainer}__{PLANS}__{configuration}"
+        (folder / "fold_0").mkdir(parents=True)
+        for name in ("plans.json", "dataset.json", "fold_0/checkpoint_final.pth"):
+            (folder / name).touch()
+        auto_record(results(), PLANS, configuration).write_text(json.dumps({"trainer": trainer}))
+    assert find_model(NAME, trainer="auto").folder.name.startswith("Supervised__")
+    assert find_model(NAME, trainer="auto", configuration="2d").folder.name.startswith("BCP__")
+    with pytest.raises(UserError, match="no trained model with trainer auto, configuration 3d_lowres"):
+        find_model(NAME, trainer="auto", configuration="3d_lowres")
 
 
 def test_what_the_user_sets_comes_last(tiny, monkeypatch):
@@ -113,8 +148,8 @@ def test_steps_may_be_given_as_hyper_parameters(tiny, capsys):
 
 
 def test_steps_are_those_that_the_minutes_allow(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(budget, "measure_costs", lambda trainer: budget.Costs(step=0.1, start=0))
-    asked = chosen(epochs=None, iterations_per_epoch=None, minutes=10)
+    monkeypatch.setattr(budget, "measure_costs", lambda trainer: budget.Costs(step=1, start=0))
+    asked = chosen(epochs=None, iterations_per_epoch=None, minutes=100)
     assert asked.trainer == "BCP"
     assert "5,250 steps" in capsys.readouterr().out
     assert asked.epochs is None, "the minutes are planned anew, for the method that was chosen"

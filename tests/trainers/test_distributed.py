@@ -27,8 +27,8 @@ from nnssl.evaluation import evaluator
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine import budget, validation
 from nnssl.trainers.engine import run as run_module
-from nnssl.trainers.engine import validation
 from nnssl.trainers.engine.distributed import Ranks, current_ranks, ranks_of_environment, synchronize_batch_norms
 from nnssl.trainers.engine.launch import launch
 from nnssl.trainers.engine.loop import begin_phase
@@ -334,6 +334,26 @@ def test_ranks_evaluate_what_they_predicted(looked, whole, tmp_path, monkeypatch
     told = sorted(path.name for path in tmp_path.glob("labeled_*"))
     assert told in (["labeled_1_on_0", "labeled_2_on_1"], ["labeled_1_on_1", "labeled_2_on_0"])
     assert _finished(whole)[2] == before
+
+
+def test_two_ranks_plan_the_same_minutes(looked, monkeypatch, capfd):
+    _use(monkeypatch, looked, "minutes")
+    monkeypatch.setattr(run_module, "launch", partial(launch, start_method="fork"))
+    monkeypatch.setattr(budget, "FEWEST_STEPS", 4)
+    monkeypatch.setattr(budget, "EPOCHS", 2)
+    real = budget.measure_costs
+
+    def measure_costs(trainer: Any) -> budget.Costs:
+        assert real(trainer).step > 0
+        return budget.Costs(step=100.0 * (1 + current_ranks().rank), start=0)
+
+    monkeypatch.setattr(budget, "measure_costs", measure_costs)
+    command = ["901", "auto", "0", "-p", PLANS, "-device", "cpu", "-num_gpus", "2", "--disable_memory_check"]
+    assert run_command("train", [*command, "--minutes", "10"]) == 0
+    output = capfd.readouterr().out
+    assert "auto: Supervised" in output
+    assert output.count("2 epochs of 2 steps") == 1
+    assert output.count("epoch 2/2") == output.count("Mean Validation Dice") == 1
 
 
 # ---------------------------------------------------------------------- endings

@@ -11,11 +11,13 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnssl.dataloading.cases import unlabeled_folder, unlabeled_identifiers
+from nnssl.errors import UserError
 from nnssl.inference.models import AUTO, auto_record
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.choosing import Situation, choose
 from nnssl.trainers.engine.budget import budget_of
 from nnssl.trainers.engine.distributed import current_ranks
+from nnssl.trainers.engine.record import RECORD
 from nnssl.trainers.engine.request import RequestedPlan, TrainingRequest, flags_of, requested_plan
 from nnssl.trainers.engine.settings import parse_overrides
 from nnssl.utils.files import read_json, write_json
@@ -27,26 +29,42 @@ _LENGTH = ("num_epochs", "num_iterations_per_epoch")
 def with_choice(request: TrainingRequest, device: torch.device) -> TrainingRequest:
     """The request with the trainer and the hyper-parameters that ``auto`` stands for; those of the user come last.
 
-    The choice is made and recorded by the first run of a plan and configuration, so that all folds train the same
-    method; ``overwrite`` makes it anew. It is printed with its reasons.
+    The choice is recorded, and holds as long as there is another run of it, so that all folds train the same method;
+    otherwise it is made anew. It is printed with its reasons.
+
+    Raises:
+        UserError: if a training is to be validated, and none was chosen.
     """
     plan = requested_plan(request)
     file = auto_record(results_folder() / plan.dataset, plan.name, plan.configuration)
-    if not current_ranks().from_main(lambda: file.is_file() and not request.overwrite):
+    holds = current_ranks().from_main(lambda: _holds(file, request))
+    if not holds and request.only_validate:
+        raise UserError("auto has not been trained", where=file.parent, fix=f"nnssl_train {request.dataset} auto FOLD")
+    if not holds:
         # measured by all ranks together
         steps = _steps(request, device)
         current_ranks().from_main(lambda: _choose(plan, steps, file))
-        origin = ""
-    else:
-        origin = f" (as in {file})"
     record = read_json(file, fix="delete it, and the method is chosen anew")
     chosen = record["overrides"]
+    origin = f" (as in {file})" if holds else ""
     print(f"{AUTO}: {record['trainer']}{''.join(f', {name}={value}' for name, value in chosen.items())}{origin}")
     for reason in record["reasons"]:
         print(f"  {reason}")
     flags = flags_of(request)
     overrides = [f"{name}={value}" for name, value in chosen.items() if name not in flags]
     return replace(request, trainer=record["trainer"], overrides=[*overrides, *request.overrides])
+
+
+def _holds(file: Path, request: TrainingRequest) -> bool:
+    """Whether a run of the recorded trainer exists, other than the one that is to be overwritten."""
+    if not file.is_file():
+        return False
+    trainer = read_json(file, fix="delete it, and the method is chosen anew")["trainer"]
+    runs = file.parent / file.stem.replace(AUTO, trainer, 1)
+    folds = {path.parent.name for path in runs.glob(f"fold_*/{RECORD}")}
+    if request.overwrite and not (request.resume or request.only_validate):
+        folds.discard(f"fold_{request.fold}")
+    return bool(folds)
 
 
 def _choose(plan: RequestedPlan, steps: int, file: Path) -> None:

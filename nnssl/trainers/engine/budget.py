@@ -21,9 +21,9 @@ from nnssl.trainers.engine.deadline import phase_boundaries
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.pipelines import unlabeled_images
 from nnssl.trainers.engine.recipe import total_steps
-from nnssl.trainers.engine.request import TrainingRequest, new_trainer, overrides_of, trainer_class_of
-from nnssl.trainers.engine.trial import without_traces
-from nnssl.trainers.engine.validation import predict_logits, predictor_of
+from nnssl.trainers.engine.request import TrainingRequest, overrides_of, trainer_class_of
+from nnssl.trainers.engine.trial import trial
+from nnssl.trainers.engine.validation import case_image, predict_logits, predictor_of, validation_cases
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
@@ -128,9 +128,12 @@ def budget_of(request: TrainingRequest, device: torch.device) -> Budget:
     ranks, minutes = current_ranks(), request.minutes
     assert minutes is not None
     print(f"Timing steps of {request.trainer} for a training of {minutes:g} minutes ...", flush=True)
-    with without_traces(), contextlib.redirect_stdout(io.StringIO()):
-        costs = measure_costs(new_trainer(request, device))
+    with contextlib.redirect_stdout(io.StringIO()), trial(request, device) as trainer:
+        costs = measure_costs(trainer)
+    del trainer
     gc.collect()
+    # the next trainer connects them anew
+    ranks.disconnect()
     chosen = overrides_of(request, trainer_class_of(request)).get("num_iterations_per_epoch")
 
     def plan() -> Budget:
@@ -204,15 +207,25 @@ def _case_seconds(trainer: SemiSupervisedTrainer) -> tuple[float, float]:
     after = 0 if trainer.fold == "all" else len(split.val)
     if not between + after:
         return 0.0, 0.0
-    dataset = unlabeled_images(trainer) if between else trainer.get_tr_and_val_datasets()[1]
-    folder = Path(dataset.folder) if between else Path(trainer.preprocessed_dataset_folder)
-    cases = split.unlabeled if between else split.val
+    cases, folder = split.val, Path(trainer.preprocessed_dataset_folder)
+    if between:
+        images = NamedErrors(unlabeled_images(trainer))
+        cases, folder = split.unlabeled, Path(images.folder)
     sizes = {case: sum(file.stat().st_size for file in folder.glob(f"{case}.*")) for case in cases}
     middle = sorted(cases, key=lambda case: sizes[case])[len(cases) // 2]
     predictor = predictor_of(trainer)
+
+    def predict() -> None:
+        if between:
+            image = torch.from_numpy(images.load_case(middle)[0][:])
+        else:
+            image, _ = case_image(trainer, validation_cases(trainer, [middle]), middle)
+        predict_logits(predictor, image)
+
+    if trainer.device.type == "cuda":
+        predict()  # the first time kernels are chosen
     began = time.monotonic()
-    image = NamedErrors(dataset).load_case(middle)[0]
-    predict_logits(predictor, torch.from_numpy(image[:]))
+    predict()
     seconds = _EXPORT * (time.monotonic() - began) / trainer.ranks.size
     return between * seconds, after * seconds
 

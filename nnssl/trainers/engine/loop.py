@@ -111,7 +111,10 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
     _warn_of_starving(trainer, timing, clock)
     if keep_deadline(trainer):
         bar.total = trainer.num_epochs * trainer.num_iterations_per_epoch
-        trainer.print_to_log_file(f"slower than timed: shortened to {trainer.num_epochs} epochs, to end in time")
+        trainer.print_to_log_file(
+            f"slower than timed: shortened from {trainer.settings.planned_epochs} to {trainer.num_epochs} epochs, to "
+            "end in time"
+        )
     _save_epoch(trainer, clock, batch)
 
 
@@ -211,7 +214,7 @@ def _warn_of_starving(trainer: SemiSupervisedTrainer, timing: dict[str, float], 
 
 
 def _warn_of_unlearned(trainer: SemiSupervisedTrainer) -> None:
-    """Names the classes of which the last online validation found no voxel; those that its patches lacked are not."""
+    """Names the classes of which the last online validation found no voxel, unless none was there to be found."""
     if trainer.current_epoch == 0:
         return
     dice = trainer.logger.get_value("dice_per_class_or_region", step=-1)

@@ -100,13 +100,7 @@ def _predict_cases(
 ) -> list[str]:
     """Writes the masks of the cases that fall to this rank, and returns the names of these cases."""
     predictor = predictor_of(trainer)
-    dataset = NamedErrors(
-        trainer.dataset_class(
-            trainer.preprocessed_dataset_folder,
-            cases,
-            folder_with_segs_from_previous_stage=trainer.folder_with_segs_from_previous_stage,
-        )
-    )
+    dataset = validation_cases(trainer, cases)
     ranks = trainer.ranks
     processes = _export_processes(len(cases) // ranks.size, ranks.local_size)
     pool = multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else None
@@ -116,7 +110,7 @@ def _predict_cases(
         hidden = None if ranks.is_main else True
         for case in tqdm(ranks.deal(cases), "validation", math.ceil(len(cases) / ranks.size), disable=hidden):
             predicted.append(case)
-            image, properties = _image(trainer, dataset, case)
+            image, properties = case_image(trainer, dataset, case)
             logits = predict_logits(predictor, image)
             for function, arguments in _exports(trainer, case, logits, properties, folder, save_probabilities):
                 if pool is None:
@@ -134,7 +128,16 @@ def _predict_cases(
     return predicted
 
 
-def _image(trainer: SemiSupervisedTrainer, dataset: Any, case: str) -> tuple[torch.Tensor, dict]:
+def validation_cases(trainer: SemiSupervisedTrainer, cases: list[str]) -> NamedErrors:
+    """Labeled cases, with the segmentations of the stage before where there is one."""
+    previous = trainer.folder_with_segs_from_previous_stage
+    return NamedErrors(
+        trainer.dataset_class(trainer.preprocessed_dataset_folder, cases, folder_with_segs_from_previous_stage=previous)
+    )
+
+
+def case_image(trainer: SemiSupervisedTrainer, dataset: NamedErrors, case: str) -> tuple[torch.Tensor, dict]:
+    """What the network predicts a case from ``(C, *S)``, and the properties of the case."""
     data, _, previous, properties = dataset.load_case(case)
     image = data[:]
     if trainer.is_cascaded:
