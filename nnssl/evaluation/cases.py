@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,16 @@ class CaseResult:
 
     scores: dict[str, ClassScore]
     not_evaluated: frozenset[int]
+
+    def plain(self) -> dict[str, Any]:
+        """The same as plain values, which another process can be sent as JSON; `of_plain` is the way back."""
+        scores = {name: asdict(score) for name, score in self.scores.items()}
+        return {"scores": scores, "not_evaluated": sorted(map(int, self.not_evaluated))}
+
+    @classmethod
+    def of_plain(cls, values: dict[str, Any]) -> CaseResult:
+        scores = {name: ClassScore(**score) for name, score in values["scores"].items()}
+        return cls(scores, frozenset(values["not_evaluated"]))
 
 
 def evaluate_case(task: CaseTask) -> CaseResult:

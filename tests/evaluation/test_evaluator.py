@@ -12,9 +12,10 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnssl.errors import UserError
+from nnssl.evaluation.cases import CaseResult
 from nnssl.evaluation.evaluator import evaluate_folders
 from nnssl.evaluation.labels import EvaluationLabels
-from nnssl.evaluation.metrics import compare_label_maps, metric_names
+from nnssl.evaluation.metrics import ClassScore, compare_label_maps, metric_names
 
 from .files import LABELS, SHAPE, SPACING, label_map, make_folders, write_labels
 
@@ -350,3 +351,9 @@ def test_a_flat_nifti_is_two_dimensional(tmp_path):
     expected = compare_label_maps(*maps, (2.0, 0.5), {"1": (1,)})["1"].metrics
     assert row["ASSD"] == pytest.approx(expected["ASSD"])
     assert row["volume_reference"] == pytest.approx((maps[0] == 1).sum() * 1.0)
+
+
+def test_scores_survive_json():
+    score = ClassScore("failure", {"Dice": 0.0, "HD95": float("inf"), "ASSD": 2.5, "TP": 0.0})
+    result = CaseResult({"liver": score}, frozenset({7, 9}))
+    assert CaseResult.of_plain(json.loads(json.dumps(result.plain()))) == result

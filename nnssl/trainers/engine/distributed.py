@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import time
 import traceback
 import warnings
@@ -238,13 +237,13 @@ class Ranks:
     def collect(self, part: T) -> list[T] | None:
         """The parts of all ranks, in order of rank, on the main one; None on the others, which need not wait.
 
-        The main rank waits for all, however long they take. A part is anything that can be pickled; the ranks need not
-        be connected.
+        The main rank waits for all, however long they take. A part is made of plain values, as JSON knows them; the
+        ranks need not be connected.
         """
         if self.size == 1:
             return [part]
         key = self._new_key()
-        data = pickle.dumps(part)
+        data = json.dumps(part).encode()
         pieces = [data[start : start + _PIECE] for start in range(0, len(data), _PIECE)]
         for i, piece in enumerate(pieces):
             self._store.set(f"{key}/{self.rank}/{i}", piece)
@@ -255,7 +254,7 @@ class Ranks:
         for rank in range(self.size):
             self._wait_for([f"{key}/{rank}"], None)
             count = int(self._store.get(f"{key}/{rank}"))
-            parts.append(pickle.loads(b"".join(self._store.get(f"{key}/{rank}/{i}") for i in range(count))))
+            parts.append(json.loads(b"".join(self._store.get(f"{key}/{rank}/{i}") for i in range(count))))
         return parts
 
     def first_to_fail(self, text: str) -> bool:

@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnssl.dataloading.cases import NamedErrors
+from nnssl.evaluation.cases import CaseResult
 from nnssl.evaluation.evaluator import match_folders
 from nnssl.inference.predictor import Predictor
 from nnssl.networks.unwrap import deep_supervision, evaluating
@@ -62,10 +63,12 @@ def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -
     match = partial(match_folders, references, folder, dataset_json=trainer.dataset_json)
     ranks = trainer.ranks
     processes = _export_processes(len(predicted), ranks.local_size)
-    parts = ranks.collect(match(cases=predicted).scores(processes, hidden=not ranks.is_main) if predicted else {})
+    own = match(cases=predicted).scores(processes, hidden=not ranks.is_main) if predicted else {}
+    parts = ranks.collect({case: score.plain() for case, score in own.items()})
     if parts is None:
         return
-    result = match(cases=cases).evaluation({case: score for part in parts for case, score in part.items()})
+    scores = {case: CaseResult.of_plain(values) for part in parts for case, values in part.items()}
+    result = match(cases=cases).evaluation(scores)
     result.write(folder / "summary.json")
     for name, dice in result.per_class["Dice"].items():
         trainer.logger.log_summary(f"final_val/class_{name}_dice", dice)
