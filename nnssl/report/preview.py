@@ -9,8 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from nnssl.inference.models import AUTO
 from nnssl.pictures.patches import Patch, save_patches
 from nnssl.report.recorder import NO_LABEL, Recorder
+from nnssl.trainers.engine.auto import with_choice
 from nnssl.trainers.engine.preview import class_names, label_map
 from nnssl.trainers.engine.request import TrainingRequest, prepare_device
 from nnssl.trainers.engine.requirements import check_requirements
@@ -43,6 +45,8 @@ def save_preview(
     """
     # batches and networks are made the simple way
     device = prepare_device(request.device)
+    if request.trainer == AUTO:
+        request = with_choice(request, device, keep=False)
     with trial(request, device, nnUNet_n_proc_DA="0", nnUNet_compile="false") as trainer:
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)

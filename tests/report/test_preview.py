@@ -132,6 +132,7 @@ def test_contours_have_the_color_of_their_class(tmp_path):
             ("-tr", "BCP", "--set", "pretrain_share=0.5"),
             {"stream_labeled", "stream_unlabeled", "input_student", "input_teacher"},
         ),
+        ({"labeled_batch": 2}, ("-tr", "auto", "--set", "num_epochs=1"), {"stream_labeled", "input_student"}),
     ],
 )
 def test_the_command_writes_pictures_and_nothing_else(tmp_path, monkeypatch, capsys, options, flags, kinds):

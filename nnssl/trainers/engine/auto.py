@@ -18,7 +18,7 @@ from nnssl.trainers.choosing import Situation, choose
 from nnssl.trainers.engine.budget import budget_of
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.record import RECORD
-from nnssl.trainers.engine.request import RequestedPlan, TrainingRequest, flags_of, requested_plan
+from nnssl.trainers.engine.request import TrainingRequest, flags_of, requested_plan
 from nnssl.trainers.engine.settings import parse_overrides
 from nnssl.utils.files import read_json, write_json
 from nnssl.utils.paths import results_folder
@@ -26,11 +26,16 @@ from nnssl.utils.paths import results_folder
 _LENGTH = ("num_epochs", "num_iterations_per_epoch")
 
 
-def with_choice(request: TrainingRequest, device: torch.device) -> TrainingRequest:
+def with_choice(request: TrainingRequest, device: torch.device, *, keep: bool = True) -> TrainingRequest:
     """The request with the trainer and the hyper-parameters that ``auto`` stands for; those of the user come last.
 
     The choice is recorded, and holds as long as there is another run of it, so that all folds train the same method;
     otherwise it is made anew. It is printed with its reasons.
+
+    Args:
+        request: for the trainer ``auto``.
+        device: to train on.
+        keep: whether a new choice is recorded.
 
     Raises:
         UserError: if a training is to be validated, and none was chosen.
@@ -40,11 +45,13 @@ def with_choice(request: TrainingRequest, device: torch.device) -> TrainingReque
     holds = current_ranks().from_main(lambda: _holds(file, request))
     if not holds and request.only_validate:
         raise UserError("auto has not been trained", where=file.parent, fix=f"nnssl_train {request.dataset} auto FOLD")
-    if not holds:
-        # measured by all ranks together
-        steps = _steps(request, device)
-        current_ranks().from_main(lambda: _choose(plan, steps, file))
-    record = read_json(file, fix="delete it, and the method is chosen anew")
+    if holds:
+        record = _recorded(file)
+    else:
+        situation = situation_of(plan.folder, plan.plans, plan.configuration, _steps(request, device))
+        record = {**asdict(choose(situation)), "situation": asdict(situation)}
+        if keep:
+            current_ranks().from_main(lambda: write_json(record, file))
     chosen = record["overrides"]
     origin = f" (as in {file})" if holds else ""
     print(f"{AUTO}: {record['trainer']}{''.join(f', {name}={value}' for name, value in chosen.items())}{origin}")
@@ -59,7 +66,7 @@ def _holds(file: Path, request: TrainingRequest) -> bool:
     """Whether a run of the recorded trainer exists, other than the one that is to be overwritten."""
     if not file.is_file():
         return False
-    trainer = read_json(file, fix="delete it, and the method is chosen anew")["trainer"]
+    trainer = _recorded(file)["trainer"]
     runs = file.parent / file.stem.replace(AUTO, trainer, 1)
     folds = {path.parent.name for path in runs.glob(f"fold_*/{RECORD}")}
     if request.overwrite and not (request.resume or request.only_validate):
@@ -67,9 +74,8 @@ def _holds(file: Path, request: TrainingRequest) -> bool:
     return bool(folds)
 
 
-def _choose(plan: RequestedPlan, steps: int, file: Path) -> None:
-    situation = situation_of(plan.folder, plan.plans, plan.configuration, steps)
-    write_json({**asdict(choose(situation)), "situation": asdict(situation)}, file)
+def _recorded(file: Path) -> dict[str, Any]:
+    return read_json(file, fix="delete it, and the method is chosen anew")
 
 
 def _steps(request: TrainingRequest, device: torch.device) -> int:
