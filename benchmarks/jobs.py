@@ -74,21 +74,23 @@ class Job:
         trainer: method, nnUNetTrainer, which is stock nnU-Net (seed and overrides do not reach it), or
             AtlasRegistration, which is not trained (only flags, those of nnssl_atlas_predict, reach it).
         seed: of the training.
-        epochs, iterations: budget; ``iterations`` per epoch.
+        epochs, iterations: budget; ``iterations`` per epoch. Not used if there are minutes.
         overrides: hyper-parameters as ``NAME=VALUE``.
         flags: further flags of nnssl_train.
         table: heading of the table that the row belongs to; the name of the data set by default.
+        minutes: budget instead of epochs, for as many steps as the method makes in them; not of stock nnU-Net.
     """
 
     row: str
     dataset: DataSet
     trainer: str
     seed: int
-    epochs: int
-    iterations: int
+    epochs: int = 0
+    iterations: int = 0
     overrides: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     table: str = ""
+    minutes: float = 0
 
     @property
     def heading(self) -> str:
@@ -116,7 +118,8 @@ class Job:
             words = ["1", self.dataset.fold, "-p", "nnSSLCPUPlans", "-c", self.dataset.configuration]
             return [*words, "--epochs", str(self.epochs), "--iterations-per-epoch", str(self.iterations)]
         words = ["train", "1", self.trainer, self.dataset.fold, "-p", "nnSSLCPUPlans", "-c", self.dataset.configuration]
-        words += ["-device", "cpu", "--epochs", str(self.epochs), "--iterations-per-epoch", str(self.iterations)]
+        budget = ["--epochs", str(self.epochs), "--iterations-per-epoch", str(self.iterations)]
+        words += ["-device", "cpu", *(["--minutes", f"{self.minutes:g}"] if self.minutes else budget)]
         words += ["--seed", str(self.seed), *self.flags]
         return words + [word for override in self.overrides for word in ("--set", override)]
 
@@ -182,7 +185,7 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
             return
         environment = _prepared(job.dataset, folder, data) | {"nnUNet_results": str(folder / "runs" / job.key)}
         if job.registers:
-            write_json(_result(job, 0.0, json.loads(_test(job, folder, environment).read_text())), file)
+            write_json(_result(job, 0, 0.0, json.loads(_test(job, folder, environment).read_text())), file)
             return
         if job.stock:
             run_program([str(Path(__file__).with_name("stock_training.py")), *job.train_words()], environment)
@@ -195,7 +198,7 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
         summary = trained / "validation" / "summary.json"
         if not job.dataset.validation:
             summary = _test(job, folder, environment)
-        write_json(_result(job, _train_minutes(job, trained), json.loads(summary.read_text())), file)
+        write_json(_result(job, *_steps_and_minutes(trained), json.loads(summary.read_text())), file)
 
 
 def _test(job: Job, folder: Path, environment: dict[str, str]) -> Path:
@@ -248,12 +251,17 @@ def _claimed(file: Path, wait: bool = False) -> Iterator[bool]:
         yield True
 
 
-def _train_minutes(job: Job, trained: Path) -> float:
+def _steps_and_minutes(trained: Path) -> tuple[int, float]:
+    """Steps that were made, and the minutes they took."""
+    steps, seconds = 0, 0.0
     with open(trained / "curves.csv", newline="") as file:
-        return sum(float(row["step_seconds"]) for row in csv.DictReader(file)) * job.iterations / 60
+        for row in csv.DictReader(file):
+            seconds += float(row["step_seconds"]) * (int(row["iteration"]) - steps)
+            steps = int(row["iteration"])
+    return steps, seconds / 60
 
 
-def _result(job: Job, minutes: float, summary: dict[str, Any]) -> dict[str, Any]:
+def _result(job: Job, steps: int, minutes: float, summary: dict[str, Any]) -> dict[str, Any]:
     means = summary["foreground_mean"]
     cases = {}
     for case in summary["metric_per_case"]:
@@ -267,6 +275,7 @@ def _result(job: Job, minutes: float, summary: dict[str, Any]) -> dict[str, Any]
         "seed": job.seed,
         **{measure: means[measure] for measure in MEASURES},
         "failures": means["failures"],
+        "steps": steps,
         "train_minutes": minutes,
         "dice_per_case": cases,
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} core(s)",
@@ -288,17 +297,22 @@ def table(jobs: Sequence[Job], folder: Path, baseline: str, ceiling: str | None 
             if job.heading == heading and file.is_file():
                 rows.setdefault(job.row, []).append(json.loads(file.read_text()))
         if rows:
-            parts.append(f"### {heading}\n\n" + _table_of(rows, baseline, ceiling))
+            timed = any(job.minutes for job in jobs if job.heading == heading)
+            parts.append(f"### {heading}\n\n" + _table_of(rows, baseline, ceiling, steps=timed))
     return "\n\n".join(parts)
 
 
-def _table_of(rows: dict[str, list[dict[str, Any]]], baseline: str, ceiling: str | None) -> str:
-    head = ["row", "Dice by seed", *MEASURES, "failures", "minutes", f"Dice minus {baseline} [95 %]"]
+def _table_of(rows: dict[str, list[dict[str, Any]]], baseline: str, ceiling: str | None, *, steps: bool = False) -> str:
+    head = ["row", "Dice by seed", *MEASURES, "failures", *(["steps"] if steps else []), "minutes"]
+    head.append(f"Dice minus {baseline} [95 %]")
     lines = [[*head, "gap closed"] if ceiling in rows else head]
     for row, results in rows.items():
         cells = [row, ", ".join(f"{result['seed']}: {result['Dice']:.4f}" for result in results)]
         cells += [f"{np.mean([result[measure] for result in results]):.4f}" for measure in MEASURES]
-        cells += [f"{np.mean([result[name] for result in results]):.1f}" for name in ("failures", "train_minutes")]
+        cells.append(f"{np.mean([result['failures'] for result in results]):.1f}")
+        if steps:
+            cells.append(f"{np.mean([result['steps'] for result in results]):.0f}")
+        cells.append(f"{np.mean([result['train_minutes'] for result in results]):.1f}")
         difference = _difference(results, rows[baseline]) if baseline in rows and row != baseline else None
         cells.append("" if difference is None else _interval(difference))
         if ceiling in rows:

@@ -7,6 +7,7 @@ choice.
 from __future__ import annotations
 
 from jobs import DataSet, Job, main
+from short_budgets import ACDC, BRIEF
 
 POOLS = (
     DataSet("hippocampus_4_cv", "hippocampus", labeled=4, validation=30),
@@ -15,10 +16,10 @@ POOLS = (
         "acdc_crop",
         labeled=4,
         validation=20,
-        source_flags=("--channel-names", "MRI", "--group-regex", r"(patient\d+)_"),
+        source_flags=ACDC,
     ),
 )
-NNUNET = ("num_val_iterations_per_epoch=1",)
+NNUNET = (BRIEF,)
 ADAMW = (*NNUNET, "optimizer_name=AdamW", "initial_lr=2e-3", "weight_decay=0.01")
 AVERAGED = (*ADAMW, "consistency_weight=0", "deploy=teacher", "unlabeled_batch_size=1")
 STEPS_PER_EPOCH, EPOCHS = 40, 10

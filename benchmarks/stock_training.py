@@ -40,9 +40,13 @@ def main() -> None:
         trainer.run_training()
     names = ("epoch_end_timestamps", "epoch_start_timestamps")
     ends, starts = (trainer.logger.get_value(name, step=None) for name in names)
-    rows = [[(end - start) / arguments.iterations_per_epoch] for start, end in zip(starts, ends, strict=True)]
+    steps = arguments.iterations_per_epoch
+    rows = [
+        [steps * (epoch + 1), (end - start) / steps]
+        for epoch, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]
     with open(Path(trainer.output_folder, "curves.csv"), "w", newline="") as file:
-        csv.writer(file).writerows([["step_seconds"], *rows])
+        csv.writer(file).writerows([["iteration", "step_seconds"], *rows])
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from jobs import Job, main
 from recipe import POOLS
+from short_budgets import BRIEF
 
 STEPS_PER_EPOCH = 40
 EPOCHS = {"hippocampus_4_cv": 30, "acdc_4_cv": 20}
-BRIEF = "num_val_iterations_per_epoch=1"
 NONE = "no switch"
 # row: smallest and largest number of boxes, their edges, share of pairs that are switched
 CANDIDATES = {

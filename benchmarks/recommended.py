@@ -1,0 +1,46 @@
+"""What a method is worth in the same minutes: four sets, few labeled cases, two draws of them (docs/benchmarks.md).
+
+Every row has the same minutes on one core, from the start of the command to the end of the training, predictions of
+unlabeled cases between its phases included, and makes the steps that these buy. A draw has a seed of its own for the
+training, too. `Supervised` with the regional switch is the control of every method that mixes patches.
+"""
+
+from __future__ import annotations
+
+from jobs import DataSet, Job, main
+from methods import CEILING, SWITCH
+from short_budgets import ACDC
+
+# row: trainer, flags
+ROWS = {
+    "Supervised": ("Supervised", ()),
+    SWITCH: ("Supervised", ("--atlas-augmentation", "regional_switch")),
+    "SelfTraining": ("SelfTraining", ()),
+    "BCP": ("BCP", ()),
+    "SwitchedSelfTraining": ("SwitchedSelfTraining", ()),
+}
+# source: labeled cases, few and all; minutes; flags of nnssl_split
+SETS: dict[str, tuple[tuple[int, int], float, dict[str, tuple[str, ...]]]] = {
+    "hippocampus": ((4, 160), 8, {}),
+    "acdc_crop": ((4, 100), 8, {"source_flags": ACDC}),
+    "la_1p25mm": ((4, 70), 8, {}),
+    "oasis35_2mm": ((2, 15), 10, {}),
+}
+
+
+def jobs() -> list[Job]:
+    """Draw by draw, set by set."""
+    found = []
+    for draw in (0, 1):
+        for source, ((labeled, cases), minutes, flags) in SETS.items():
+            table = f"{source}, {labeled} labeled cases, {minutes:g} minutes, draws 0 and 1"
+            few = DataSet(f"{source}_{labeled}_draw_{draw}_timed", source, labeled, draw, **flags)
+            every = DataSet(f"{source}_{cases}_timed", source, cases, **flags)
+            for row, (trainer, words) in ROWS.items():
+                found.append(Job(row, few, trainer, draw, flags=words, table=table, minutes=minutes))
+            found.append(Job(CEILING, every, "Supervised", draw, table=table, minutes=minutes))
+    return found
+
+
+if __name__ == "__main__":
+    main(jobs(), __doc__, baseline="Supervised", ceiling=CEILING)
