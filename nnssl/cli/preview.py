@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("-d", required=True, metavar="DATASET", help="data set name or id")
-    add("-tr", required=True, metavar="TRAINER", help="method, such as MeanTeacher (nnssl_trainers lists them), or auto")
+    add("-tr", required=True, metavar="TRAINER", help="method, such as MeanTeacher (see nnssl_trainers), or auto")
     add("-f", required=True, metavar="FOLD", help="fold number, or 'all'")
     add("-o", required=True, metavar="FOLDER", help="folder for the pictures; those of the same names are replaced")
     add("-c", metavar="CONFIGURATION", help="2d, 3d_fullres, 3d_lowres, ... (default: 3d_fullres if planned, else 2d)")
