@@ -15,18 +15,19 @@ from nnssl.trainers.choosing import (
     FEWEST_LABELED,
     FEWEST_STEPS,
     FEWEST_UNLABELED,
+    MOST_SWITCHED,
     RULES,
     Rule,
     Situation,
     choose,
 )
 from nnssl.trainers.engine import budget
-from nnssl.trainers.engine.auto import with_choice
-from nnssl.trainers.engine.request import TrainingRequest
+from nnssl.trainers.engine.auto import situation_of, with_choice
+from nnssl.trainers.engine.request import TrainingRequest, requested_plan
 from nnssl.trainers.engine.run import run
 from nnssl.trainers.engine.settings import check_overrides
 from nnssl.trainers.registry import get_trainer
-from nnssl.utils.paths import results_folder
+from nnssl.utils.paths import preprocessed_folder, results_folder
 from tests.support.tiny import NAME, PLANS, Tiny
 
 USUAL = Situation(labeled=4, unlabeled=100, steps=250_000)
@@ -52,6 +53,22 @@ def test_rules(changes, trainer):
     assert choice.trainer == trainer
     unused = replace(USUAL, **changes).unlabeled > 0 and trainer == "Supervised"
     assert any("are not used" in reason for reason in choice.reasons) == unused
+
+
+@pytest.mark.parametrize(
+    ("changes", "switched"),
+    [
+        ({"steps": FEWEST_STEPS - 1}, True),
+        ({"unlabeled": FEWEST_UNLABELED - 1}, True),
+        ({}, False),
+        ({"steps": FEWEST_STEPS - 1, "labeled": MOST_SWITCHED + 1}, False),
+        ({"steps": FEWEST_STEPS - 1, "corresponding": False}, False),
+    ],
+)
+def test_two_corresponding_cases_are_switched_where_there_is_no_better_use(changes, switched):
+    choice = choose(replace(USUAL, **{"labeled": 2, "corresponding": True} | changes))
+    assert choice.overrides == ({"atlas_augmentation": "regional_switch"} if switched else {})
+    assert choice.trainer == ("BCP" if not changes else "Supervised")
 
 
 def test_every_rule_names_a_trainer_its_hyper_parameters_and_a_reason():
@@ -88,7 +105,13 @@ def test_auto_trains_what_the_rules_say_and_prediction_finds_it(tiny, capsys):
     assert f"the {FEWEST_UNLABELED} unlabeled cases are not used" in out
     assert find_model(NAME, trainer="auto").folder.name.startswith("Supervised__")
     record = json.loads(auto_record(results(), PLANS, tiny.configuration).read_text())
-    assert record["situation"] == {"labeled": 3, "unlabeled": FEWEST_UNLABELED, "steps": 2, "cascaded": False}
+    assert record["situation"] == {
+        "labeled": 3,
+        "unlabeled": FEWEST_UNLABELED,
+        "steps": 2,
+        "cascaded": False,
+        "corresponding": False,
+    }
 
 
 def trained(tiny, trainer: str, fold: str) -> None:
@@ -112,6 +135,28 @@ def test_the_choice_of_the_first_run_holds_for_the_others(tiny, capsys):
     trained(tiny, "BCP", "all")
     trained(tiny, "BCP", "0")
     assert chosen(overwrite=True).trainer == "BCP"
+
+
+def test_a_common_place_is_read_from_the_plans_and_needs_two_cases_of_the_fold(tiny, monkeypatch):
+    file = preprocessed_folder() / NAME / f"{PLANS}.json"
+    plans = json.loads(file.read_text())
+    block = plans["configurations"][tiny.configuration].setdefault("semi_supervised", {})
+    for common, fold, expected in ((True, "all", True), (True, "0", True), (False, "all", False)):
+        block["atlas_evidence"] = {"pairs": 3, "common_place": common, "overlap": {}}
+        file.write_text(json.dumps(plans))
+        switched = with_choice(replace(request(), fold=fold), torch.device("cpu")).overrides
+        assert ("atlas_augmentation=regional_switch" in switched) == expected
+    plan = requested_plan(request())
+    plan.plans["configurations"][tiny.configuration]["semi_supervised"]["atlas_evidence"]["common_place"] = True
+    monkeypatch.setattr("nnssl.trainers.engine.auto.infer_dataset_class", lambda folder: TwoCases)
+    assert situation_of(plan, "all", 2).corresponding
+    assert not situation_of(plan, "0", 2).corresponding
+
+
+class TwoCases:
+    @staticmethod
+    def get_identifiers(folder: str) -> list[str]:
+        return ["a", "b"]
 
 
 def test_auto_cannot_be_validated_before_it_was_trained(tiny):

@@ -18,7 +18,7 @@ from nnssl.trainers.choosing import Situation, choose
 from nnssl.trainers.engine.budget import budget_of
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.record import RECORD
-from nnssl.trainers.engine.request import TrainingRequest, flags_of, requested_plan
+from nnssl.trainers.engine.request import RequestedPlan, TrainingRequest, flags_of, requested_plan
 from nnssl.trainers.engine.settings import parse_overrides
 from nnssl.utils.files import read_json, write_json
 from nnssl.utils.paths import results_folder
@@ -48,7 +48,7 @@ def with_choice(request: TrainingRequest, device: torch.device, *, keep: bool = 
     if holds:
         record = _recorded(file)
     else:
-        situation = situation_of(plan.folder, plan.plans, plan.configuration, _steps(request, device))
+        situation = situation_of(plan, request.fold, _steps(request, device))
         record = {**asdict(choose(situation)), "situation": asdict(situation)}
         if keep:
             current_ranks().from_main(lambda: write_json(record, file))
@@ -91,22 +91,25 @@ def _length(request: TrainingRequest) -> list[str]:
     return [text for text in request.overrides if text.split("=")[0].strip() in _LENGTH]
 
 
-def situation_of(preprocessed: Path, plans: dict[str, Any], configuration: str, steps: int) -> Situation:
+def situation_of(plan: RequestedPlan, fold: str, steps: int) -> Situation:
     """What the preprocessed data and the plan say.
 
     Args:
-        preprocessed: folder of the data set in ``$nnUNet_preprocessed``.
-        plans: content of the plans file.
-        configuration: name of a configuration of it.
+        plan: of the training.
+        fold: that is trained.
         steps: of the training.
     """
-    planned = _inherited(plans["configurations"], configuration)
-    folder = preprocessed / planned["data_identifier"]
+    planned = _inherited(plan.plans["configurations"], plan.configuration)
+    folder = plan.folder / planned["data_identifier"]
+    labeled = len(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+    evidence = planned.get("semi_supervised", {}).get("atlas_evidence", {})
     return Situation(
-        labeled=len(infer_dataset_class(str(folder)).get_identifiers(str(folder))),
+        labeled=labeled,
         unlabeled=len(unlabeled_identifiers(unlabeled_folder(folder))),
         steps=steps,
         cascaded=planned.get("previous_stage") is not None,
+        # a fold other than 'all' keeps at least one case for validation
+        corresponding=evidence.get("common_place", False) and labeled > (1 if fold == "all" else 2),
     )
 
 
