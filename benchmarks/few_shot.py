@@ -1,10 +1,13 @@
 """Two annotated scans: hippocampus and brain structures with two labeled cases, two draws of them (docs/benchmarks.md).
 
 All rows of a set have the same number of steps; registration is not trained. On hippocampus the parts of EFSMedSeg are
-taken away one at a time as well. A draw has a seed of its own for the training, too.
+taken away one at a time as well. Rows with registered labels learn from all cases at once, labels of the unlabeled ones
+being those of the labeled cases after registration. A draw has a seed of its own for the training, too.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from jobs import DataSet, Job, main
 from methods import CEILING, RECIPE
@@ -21,6 +24,11 @@ ROWS = {
     "AtlasRegistration": ("AtlasRegistration", (), ()),
     "EFSMedSeg": ("EFSMedSeg", (), ()),
 }
+# rows that begin with the registered labels of the two cases
+REGISTERED = {
+    "SelfTraining, registered labels": ("SelfTraining", ("rounds=1",), ()),
+    "SwitchedSelfTraining, registered labels": ("SwitchedSelfTraining", ("rounds=1", "round_shares=()"), ()),
+}
 PARTS = {
     "EFSMedSeg, no switch": ("EFSMedSeg", (), ("--atlas-augmentation", "none")),
     "EFSMedSeg, no Dice weights": ("EFSMedSeg", ("dice_weight=0",), ()),
@@ -29,8 +37,8 @@ PARTS = {
 }
 # source: cases in all, epochs, rows
 SETS = {
-    "hippocampus": (160, 10, ROWS | PARTS),
-    "oasis35_2mm": (15, 6, ROWS),
+    "hippocampus": (160, 10, ROWS | REGISTERED | PARTS),
+    "oasis35_2mm": (15, 6, ROWS | REGISTERED),
 }
 
 
@@ -43,7 +51,8 @@ def jobs() -> list[Job]:
             few = DataSet(f"{source}_2_draw_{draw}", source, labeled=2, draw=draw)
             every = DataSet(f"{source}_{cases}", source, labeled=cases)
             for row, (trainer, overrides, flags) in rows.items():
-                found.append(Job(row, few, trainer, draw, epochs, STEPS_PER_EPOCH, RECIPE + overrides, flags, table))
+                job = Job(row, few, trainer, draw, epochs, STEPS_PER_EPOCH, RECIPE + overrides, flags, table)
+                found.append(replace(job, from_registration=row in REGISTERED))
             found.append(Job(CEILING, every, "Supervised", draw, epochs, STEPS_PER_EPOCH, RECIPE, (), table))
     return found
 

@@ -32,6 +32,8 @@ from nnssl.errors import UserError
 from nnssl.evaluation.statistics import bootstrap_interval
 from nnssl.utils.files import write_json
 
+REGISTERED = "REGISTERED"
+"""Takes the place of the folder with registered labels in the command of a job."""
 MEASURES = ("Dice", "IoU", "HD95", "ASSD")
 
 
@@ -79,6 +81,8 @@ class Job:
         flags: further flags of nnssl_train.
         table: heading of the table that the row belongs to; the name of the data set by default.
         minutes: budget instead of epochs, for as many steps as the method makes in them; not of stock nnU-Net.
+        from_registration: whether the labels of the labeled cases, registered to each unlabeled one, are its initial
+            pseudo-labels. The jobs of a data set share them.
     """
 
     row: str
@@ -91,6 +95,7 @@ class Job:
     flags: tuple[str, ...] = ()
     table: str = ""
     minutes: float = 0
+    from_registration: bool = False
 
     @property
     def heading(self) -> str:
@@ -121,7 +126,8 @@ class Job:
         budget = ["--epochs", str(self.epochs), "--iterations-per-epoch", str(self.iterations)]
         words += ["-device", "cpu", *(["--minutes", f"{self.minutes:g}"] if self.minutes else budget)]
         words += ["--seed", str(self.seed), *self.flags]
-        return words + [word for override in self.overrides for word in ("--set", override)]
+        words += [word for override in self.overrides for word in ("--set", override)]
+        return [*words, "--set", f"initial_pseudo_labels={REGISTERED}"] if self.from_registration else words
 
 
 def main(jobs: Sequence[Job], description: str, baseline: str, ceiling: str | None = None) -> None:
@@ -190,8 +196,12 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
         if job.stock:
             run_program([str(Path(__file__).with_name("stock_training.py")), *job.train_words()], environment)
         else:
+            words = job.train_words()
+            if job.from_registration:
+                registered = str(_registered(job.dataset, folder, environment))
+                words = [word.replace(REGISTERED, registered) for word in words]
             # --c starts a new training where there is nothing to continue
-            run_command([*job.train_words(), "--c"], environment)
+            run_command([*words, "--c"], environment)
         (trained,) = (folder / "runs" / job.key).glob(f"*/*/fold_{job.dataset.fold}")
         if not (trained / "checkpoint_final.pth").is_file():
             sys.exit(f"{job.key} was stopped; the same command goes on")
@@ -236,6 +246,16 @@ def _prepared(dataset: DataSet, folder: Path, data: Path) -> dict[str, str]:
                 run_command(words, environment)
             write_json({"commands": commands}, done)
     return environment
+
+
+def _registered(dataset: DataSet, folder: Path, environment: dict[str, str]) -> Path:
+    """Labels of the labeled cases, registered to the unlabeled ones unless that is done."""
+    target = folder / "data" / dataset.name / "registered"
+    (raw,) = Path(environment["nnUNet_raw"]).glob("Dataset001_*")
+    with _claimed(target.with_suffix(".json"), wait=True):
+        words = ["atlas_predict", "-d", "1", "-np", "1", "--continue_prediction"]
+        run_command([*words, "-i", str(raw / "imagesUn"), "-o", str(target)], environment)
+    return target
 
 
 @contextmanager

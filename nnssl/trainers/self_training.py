@@ -46,7 +46,7 @@ class SelfTraining(SemiSupervisedTrainer):
     begins with new weights (``warm_start`` keeps them), an optimizer without past and the full learning rate.
 
     ``initial_pseudo_labels`` names a folder with masks of unlabeled cases, such as ``nnssl_atlas_predict`` writes from
-    two atlases: round 0 then learns from them, too.
+    two atlases: round 0 then learns from them, too, and may be the only one.
 
     ``round_R/`` in the run folder holds the network after round R, its pseudo-labels in preprocessed space, and
     ``stability.csv``: which of them round R + 1 uses, and why not the others. A run that is stopped or killed goes on
@@ -73,7 +73,9 @@ class SelfTraining(SemiSupervisedTrainer):
 
     def check_settings(self) -> None:
         requirements = {
-            "rounds must be at least 2, the first on labels only": self.rounds >= 2,
+            "rounds must be at least 2, the first on labels only, or 1 with initial_pseudo_labels": (
+                self.rounds >= (1 if self.initial_pseudo_labels else 2)
+            ),
             "round_shares needs a positive share for each round": (
                 len(self.round_shares) in (0, self.rounds) and all(share > 0 for share in self.round_shares)
             ),

@@ -68,6 +68,18 @@ def test_round_0_learns_from_masks_that_it_is_given(tiny, tmp_path):
     assert trainer.train_step(next(trainer.dataloader_train))["pseudo"] > 0
 
 
+def test_given_masks_may_be_all_that_a_training_learns_from(tiny, tmp_path):
+    masks = tmp_path / "masks"
+    _write_masks(tiny, masks, ["unlabeled_0"])
+    budget = {"rounds": 1, "round_shares": (), "initial_pseudo_labels": str(masks)}
+    for name in ("SelfTraining", "SwitchedSelfTraining"):
+        trainer = tiny.trainer(name, **BUDGET | budget)
+        assert trainer.phase_starts == ()
+        trainer.run_training()
+        assert trainer.iteration == trainer.num_epochs * trainer.num_iterations_per_epoch
+        assert not list(Path(trainer.output_folder).glob("round_*"))
+
+
 @pytest.mark.parametrize(
     ("value", "shape", "message"),
     [(7, (24, 20, 20), "no class"), (1, (20, 20, 20), "another shape"), (None, None, "no unlabeled case")],
