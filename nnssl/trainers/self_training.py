@@ -22,9 +22,12 @@ from nnssl.trainers.engine.pseudo_labeling import (
     used_cases,
     write_table,
 )
+from nnssl.trainers.engine.registered_labels import registered_masks
 from nnssl.trainers.engine.restart import forget_past_steps, new_student
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
+
+REGISTRATION = "registration"
 
 
 @register
@@ -45,8 +48,9 @@ class SelfTraining(SemiSupervisedTrainer):
     says how the rounds share them (equally if empty; no more rounds than steps). Predicting comes on top. Each round
     begins with new weights (``warm_start`` keeps them), an optimizer without past and the full learning rate.
 
-    ``initial_pseudo_labels`` names a folder with masks of unlabeled cases, such as ``nnssl_atlas_predict`` writes from
-    two atlases: round 0 then learns from them, too, and may be the only one.
+    ``initial_pseudo_labels`` names a folder with masks of unlabeled cases: round 0 then learns from them, too, and may
+    be the only one. With ``registration`` in its place they are made, as ``nnssl_atlas_predict`` does, by registration
+    of the fold's labeled cases to each unlabeled one; trainings on the same labeled cases share them.
 
     ``round_R/`` in the run folder holds the network after round R, its pseudo-labels in preprocessed space, and
     ``stability.csv``: which of them round R + 1 uses, and why not the others. A run that is stopped or killed goes on
@@ -69,7 +73,8 @@ class SelfTraining(SemiSupervisedTrainer):
     pseudo_weight: float = 1.0
     warm_start: bool = False
     initial_pseudo_labels: str = ""
-    """Folder with masks for round 0, named as the unlabeled cases; those without one wait for round 1."""
+    """Folder with masks for round 0, named as the unlabeled cases; those without one wait for round 1. Or
+    ``registration``, which makes them of the labeled cases."""
 
     def check_settings(self) -> None:
         requirements = {
@@ -124,13 +129,19 @@ class SelfTraining(SemiSupervisedTrainer):
 
     def unlabeled_cases(self) -> PseudoLabeledCases | None:
         if self.current_round == 0 and self.initial_pseudo_labels:
-            source, target = Path(self.initial_pseudo_labels), self.given_pseudo_labels
-            cases = self.ranks.from_main(lambda: take_over_masks(self, source, target))
-            return PseudoLabeledCases(unlabeled_images(self), target, cases)
+            cases = self.ranks.from_main(self._take_over)
+            return PseudoLabeledCases(unlabeled_images(self), self.given_pseudo_labels, cases)
         table = self.stability_file(self.current_round - 1)
         if self.current_round == 0 or (self.iteration in self.phase_starts and not table.is_file()):
             return None  # a continued training that has yet to predict them
         return PseudoLabeledCases(unlabeled_images(self), self.pseudo_labels(self.current_round - 1), used_cases(table))
+
+    def _take_over(self) -> list[str]:
+        source = Path(self.initial_pseudo_labels)
+        if self.initial_pseudo_labels == REGISTRATION and self.iteration == 0:
+            source = registered_masks(self)
+        # a training that is continued has them already
+        return take_over_masks(self, source, self.given_pseudo_labels)
 
     def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
         if self.current_round == 0 and not self.initial_pseudo_labels:

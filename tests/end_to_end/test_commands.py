@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 import torch
 
 from nnssl.cli import run
 from nnssl.dataset.phantom import make_phantom_dataset
+from nnssl.inference.run import RECORD
 
 NAME = "Dataset007_Phantom"
 LABELED = 2
@@ -53,6 +55,33 @@ def test_plan_train_predict_evaluate_export(planned, capsys):
     exported = torch.load(checkpoint, map_location="cpu", weights_only=True)
     assert exported["trainer_name"] == "nnUNetTrainer"
     assert "semi_supervised" not in exported
+
+
+def test_registered_labels_of_the_fold_begin_a_self_training_and_are_made_once(planned, capsys):
+    budget = ["--epochs", "1", "--iterations-per-epoch", "2", "--seed", "0", "-device", "cpu"]
+    flags = [*budget, "--set", "initial_pseudo_labels=registration", "--set", "rounds=1", "--set", "round_shares=()"]
+    assert run("train", ["7", "SwitchedSelfTraining", "all", *flags]) == 0
+    (folder,) = (planned / "nnUNet_preprocessed" / NAME / "registered_labels").iterdir()
+    scans = sorted((planned / "nnUNet_raw" / NAME / "imagesUn").iterdir())
+    masks = [folder / scan.name.replace("_0000", "") for scan in scans]
+    assert all(sitk.GetArrayFromImage(sitk.ReadImage(str(mask))).any() for mask in masks)
+    assert json.loads((folder / RECORD).read_text())["atlases"] == ["phantom_000", "phantom_001"]
+
+    made = [mask.stat().st_mtime_ns for mask in masks]
+    scans[1].touch()
+    capsys.readouterr()
+    assert run("train", ["7", "SwitchedSelfTraining", "all", *flags, "--overwrite"]) == 0
+    assert "2 labeled cases registered to 1 unlabeled ones" in capsys.readouterr().out
+    again = [mask.stat().st_mtime_ns for mask in masks]
+    assert (again[0] == made[0], again[1] == made[1]) == (True, False)
+
+    # the case that fold 0 is validated on has no say in it
+    assert run("train", ["7", "SelfTraining", "0", *flags]) == 0
+    (other,) = (one for one in folder.parent.iterdir() if one != folder)
+    validation = json.loads((planned / "nnUNet_preprocessed" / NAME / "splits_final.json").read_text())[0]["val"]
+    atlases = json.loads((other / RECORD).read_text())["atlases"]
+    assert len(atlases) == 1
+    assert not set(atlases) & set(validation)
 
 
 def test_a_labeled_case_more_costs_only_itself(planned, capsys):

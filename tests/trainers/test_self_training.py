@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,9 @@ def test_round_0_learns_from_masks_that_it_is_given(tiny, tmp_path):
     assert (labels[:, :4] == 1).all()
     assert (labels[:, 4:] == 0).all()
     assert trainer.train_step(next(trainer.dataloader_train))["pseudo"] > 0
+    shutil.rmtree(masks)
+    trainer.iteration = 1
+    assert trainer.unlabeled_cases().identifiers == cases.identifiers, "a continued training needs them no more"
 
 
 def test_given_masks_may_be_all_that_a_training_learns_from(tiny, tmp_path):

@@ -78,7 +78,7 @@ def take_over_masks(trainer: SemiSupervisedTrainer, source: Path, target: Pseudo
     """
     ending = trainer.dataset_json["file_ending"]
     files = {case: source / f"{case}{ending}" for case in trainer.split().unlabeled}
-    files = {case: file for case, file in files.items() if file.is_file()}
+    files = {case: file for case, file in files.items() if case in target or file.is_file()}
     if not files:
         raise UserError(
             "no unlabeled case of the fold has a mask there",
