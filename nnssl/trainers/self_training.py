@@ -129,7 +129,7 @@ class SelfTraining(SemiSupervisedTrainer):
 
     def unlabeled_cases(self) -> PseudoLabeledCases | None:
         if self.current_round == 0 and self.initial_pseudo_labels:
-            cases = self.ranks.from_main(self._take_over)
+            cases = self.ranks.from_main(self._take_over, timeout=None)
             return PseudoLabeledCases(unlabeled_images(self), self.given_pseudo_labels, cases)
         table = self.stability_file(self.current_round - 1)
         if self.current_round == 0 or (self.iteration in self.phase_starts and not table.is_file()):

@@ -197,10 +197,10 @@ class Ranks:
 
     # ------------------------------------------------------------------ facts
 
-    def from_main(self, function: Callable[[], T]) -> T:
+    def from_main(self, function: Callable[[], T], timeout: timedelta | None = TIMEOUT) -> T:
         """What ``function`` returns on the main rank, which alone runs it: plain values, as JSON knows them.
 
-        Where it raises, the other ranks end without a word.
+        Where it raises, the other ranks end without a word. They wait for it no longer than ``timeout``.
         """
         if self.size == 1:
             return function()
@@ -213,7 +213,7 @@ class Ranks:
                 raise
             self._store.set(key, json.dumps([result]))
             return result
-        self._wait_for([key], TIMEOUT)
+        self._wait_for([key], timeout)
         answer = json.loads(self._store.get(key))
         if answer is None:
             raise SystemExit(2)
