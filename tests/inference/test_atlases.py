@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from nnssl.cli import run as run_command
 from nnssl.dataset.raw import RawDataset
 from nnssl.errors import UserError
 from nnssl.inference.atlases import AtlasOptions, AtlasSegmenter, predict_by_atlases
+from nnssl.trainers.engine.registered_labels import registered_masks
 from nnssl.utils.files import write_json
 
 NAME = "Dataset902_Atlases"
@@ -117,3 +119,16 @@ def test_voxels_that_an_atlas_does_not_know_are_decided_by_others(raw, tmp_path)
     mask = segmenter.segment("scan", image[None], [1.0, 1.0, 1.5])
     assert set(np.unique(mask)) == {0, 1, 2}
     assert min(_dice(mask, label, one) for one in (1, 2)) > 0.9
+
+
+def test_registered_labels_of_a_training_need_its_labeled_cases(raw, tmp_path):
+    trainer = SimpleNamespace(
+        plans_manager=SimpleNamespace(dataset_name=NAME),
+        preprocessed_dataset_folder_base=str(tmp_path / "preprocessed"),
+        split=lambda: SimpleNamespace(train=["atlas_a", "atlas_c"]),
+    )
+    with pytest.raises(UserError, match="not in the raw data set") as refused:
+        registered_masks(trainer)
+    assert "atlas_c" in str(refused.value)
+    assert "atlas_a" not in str(refused.value)
+    assert not (tmp_path / "preprocessed").exists()

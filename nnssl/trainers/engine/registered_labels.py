@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nnssl.dataset.parallel import default_processes
 from nnssl.dataset.raw import RawDataset
+from nnssl.errors import UserError
 from nnssl.inference.atlases import AtlasOptions, predict_by_atlases
 from nnssl.utils.lock import only_process
 
@@ -23,10 +24,19 @@ def registered_masks(trainer: SemiSupervisedTrainer) -> Path:
     serves every training on the same labeled cases; only what is new or changed is made. Needs the raw data set.
 
     Raises:
-        UserError: the raw data set is not there, or some scans could not be segmented; the others are kept.
+        UserError: the raw data set or a labeled case is not there, or some scans could not be segmented; the others
+            are kept.
     """
     raw = RawDataset.open(trainer.plans_manager.dataset_name)
     atlases = tuple(sorted(trainer.split().train))
+    gone = [case for case in atlases if case not in raw.labeled]
+    if gone:
+        raise UserError(
+            "labeled cases of the fold are not in the raw data set",
+            where=raw.folder,
+            found=", ".join(gone),
+            fix=f"bring them back, or run nnssl_plan_and_preprocess -d {raw.name} again",
+        )
     folder = Path(trainer.preprocessed_dataset_folder_base, "registered_labels", _digest(raw, atlases))
     with only_process(folder, "registers labeled cases"):
         _forget_changed(raw, folder)
