@@ -97,6 +97,11 @@ class SemiSupervisedTrainer(SetUp):
     """Steps over which the learning rate rises, wherever its schedule starts."""
     weight_decay: float = 3e-5
     gradient_clipping: float = 12.0
+    segmentation_dice_weight: float = 1.0
+    """Weight of the Dice in nnU-Net's loss; its cross entropy weighs 1."""
+    rare_class_power: float = 0.0
+    """In that cross entropy a voxel weighs its class's share of the labeled voxels to the power of minus this, in
+    proportion; 0, nnU-Net's, weighs all alike."""
     oversample_foreground_percent: float = 0.33
     least_class_share: float = 0.05
     """Share of the labeled patches that show each class at least, 0 to below 1; where nnU-Net's choice of patches does

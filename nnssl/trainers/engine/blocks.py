@@ -30,6 +30,7 @@ from nnssl.trainers.engine.distributed import Ranks
 from nnssl.trainers.engine.modules import parameters_of
 from nnssl.trainers.engine.precision import Precision
 from nnssl.trainers.engine.run_settings import RunSettings
+from nnssl.trainers.engine.shared_loss import dice_and_cross_entropy
 
 
 class BuildingBlocks(nnUNetTrainer):
@@ -43,6 +44,7 @@ class BuildingBlocks(nnUNetTrainer):
     settings: RunSettings
     precision: Precision
     gradient_clipping: float
+    segmentation_dice_weight: float
     memory_format: torch.memory_format
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
@@ -125,17 +127,18 @@ class BuildingBlocks(nnUNetTrainer):
             labels, annotated = self.annotation(logits, target)
             inside = (mask if annotated is None else mask & annotated).to(logits.dtype)
             area = inside.sum(dim=tuple(range(1, inside.ndim)), keepdim=True)
-            cross_entropy = self.cross_entropy(logits, target, inside / area.clamp_min(1))
-            return cross_entropy + self.dice_loss(logits, labels, inside)
+            likelihood, _ = self._likelihood(logits, target)
+            weights = getattr(dice_and_cross_entropy(self.loss).ce, "weight", None)
+            if weights is not None:
+                likelihood = likelihood * weights[labels.long()]
+            cross_entropy = self.masked_mean(likelihood, inside / area.clamp_min(1))
+            return cross_entropy + self.segmentation_dice_weight * self.dice_loss(logits, labels, inside)
 
         return self.over_heads(of_head, heads, target, mask)
 
     def dice_loss(self, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """nnU-Net's negative soft Dice of one head against hard labels, on the voxels of a mask ``(N, 1, *S)``."""
-        loss = self.loss
-        while not hasattr(loss, "dc"):  # below deep supervision and what ranks share
-            loss = loss.loss
-        return loss.dc(logits, labels, loss_mask=mask)
+        return dice_and_cross_entropy(self.loss).dc(logits, labels, loss_mask=mask)
 
     def _likelihood(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Cross entropy of voxels, and which of them are annotated (None: all)."""

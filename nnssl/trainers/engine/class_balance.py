@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from nnssl.dataloading.coverage import Balance, Coverage, estimate_coverage
 from nnssl.dataloading.rows import RowsLoader
 from nnssl.dataloading.streams import own_generators, seed_generators
+from nnssl.losses.labels import WeightedCrossEntropy
+from nnssl.trainers.engine.shared_loss import dice_and_cross_entropy
+from nnssl.trainers.engine.validation import validation_cases
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
@@ -36,6 +43,41 @@ def balance_classes(trainer: SemiSupervisedTrainer, loader: RowsLoader, probe: R
         loader.center_on(balance.share, balance.probabilities, coverage.cases)
     if not known:  # streams are opened again in a training of several phases
         _tell(trainer, coverage, balance)
+
+
+def weigh_classes(trainer: SemiSupervisedTrainer) -> None:
+    """Gives the cross entropy of the loss its weights of classes, if `rare_class_power` asks for them."""
+    if trainer.rare_class_power > 0 and not trainer.label_manager.has_regions:  # a setting that is refused later
+        inner = dice_and_cross_entropy(trainer.loss)
+        weights = class_weights(trainer, trainer.rare_class_power).to(trainer.device)
+        inner.ce = WeightedCrossEntropy(weights, inner.ce.ignore_index)
+
+
+def class_weights(trainer: SemiSupervisedTrainer, power: float, *, most_cases: int = 50) -> torch.Tensor:
+    """Weights of the classes ``(K,)`` by their shares of the labeled voxels of the fold, ``share ** -power``.
+
+    In proportion only: a labeled voxel weighs 1 on average. A class that no voxel has weighs as much as the rarest one.
+
+    Args:
+        trainer: with classes, not regions; background comes first, as in its logits.
+        power: how much more rare classes weigh, 1 gives all classes the same sum of weights.
+        most_cases: of more cases, this many are looked at.
+    """
+    labels, cases = trainer.label_manager.all_labels, sorted(trainer.split().train)
+    dataset = validation_cases(trainer, cases)
+
+    def counted() -> list[int]:
+        found = np.zeros(len(labels), np.int64)
+        for case in cases[:: math.ceil(len(cases) / most_cases)]:
+            segmentation = np.asarray(dataset.load_case(case)[1][:])
+            # outside of what was not cropped away it is -1
+            found += np.bincount(segmentation.clip(0).ravel(), minlength=max(labels) + 2)[labels]
+        return [int(count) for count in found]
+
+    shares = torch.tensor(trainer.ranks.from_main(counted), dtype=torch.float64)
+    shares /= shares.sum()
+    weights = shares.clamp_min(shares[shares > 0].min()) ** -power
+    return (weights / (weights * shares).sum()).float()
 
 
 def _tell(trainer: SemiSupervisedTrainer, coverage: Coverage, balance: Balance | None) -> None:

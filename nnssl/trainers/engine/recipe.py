@@ -11,6 +11,16 @@ if TYPE_CHECKING:
 SHORT_BELOW = 10_000
 """Steps below which ``recipe=auto`` is the short one."""
 SHORT: dict[str, Any] = {"optimizer_name": "AdamW", "initial_lr": 2e-3, "weight_decay": 0.01}
+MANY_CLASSES = 8
+"""Foreground classes from which on the short recipe is `SHORT_MANY_CLASSES`."""
+SHORT_MANY_CLASSES: dict[str, Any] = SHORT | {
+    "initial_lr": 1e-2,
+    "warmup_steps": 20,
+    "segmentation_dice_weight": 16.0,
+    "rare_class_power": 0.5,
+}
+"""In the beginning the gradient of a mean Dice over many classes is far below that of the cross entropy, of which small
+classes have a tiny share: with `SHORT` they are learned late."""
 
 
 def apply_recipe(trainer: SemiSupervisedTrainer, chosen: Collection[str]) -> None:
@@ -28,7 +38,9 @@ def apply_recipe(trainer: SemiSupervisedTrainer, chosen: Collection[str]) -> Non
         sgd_or_long = sgd or ("optimizer_name" in chosen and trainer.optimizer_name == "SGD")
         trainer.recipe = "nnunet" if sgd_or_long or total_steps(trainer) >= SHORT_BELOW else "short"
     if trainer.recipe == "short":
-        for name, value in SHORT.items():
+        manager = trainer.label_manager
+        many = not manager.has_regions and len(manager.foreground_labels) >= MANY_CLASSES
+        for name, value in (SHORT_MANY_CLASSES if many else SHORT).items():
             if name not in chosen and not _has_its_own(type(trainer), name):
                 setattr(trainer, name, value)
 
@@ -41,6 +53,12 @@ def total_steps(trainer: SemiSupervisedTrainer) -> int:
 def describe_recipe(trainer: SemiSupervisedTrainer) -> str:
     """The recipe and what it stands for, in one line of the log."""
     optimizer = f"{trainer.optimizer_name}, learning rate {trainer.initial_lr:g}, weight decay {trainer.weight_decay:g}"
+    if trainer.warmup_steps:
+        optimizer += f", {trainer.warmup_steps} steps of warm-up"
+    if trainer.segmentation_dice_weight != 1:
+        optimizer += f", Dice weighs {trainer.segmentation_dice_weight:g} times the cross entropy"
+    if trainer.rare_class_power:
+        optimizer += f", in which classes weigh their share of the voxels to the power of -{trainer.rare_class_power:g}"
     return f"recipe for {total_steps(trainer):,} steps: {trainer.recipe} ({optimizer}); --set recipe=nnunet|short"
 
 

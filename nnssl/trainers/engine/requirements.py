@@ -79,8 +79,11 @@ def _check_common_settings(trainer: SemiSupervisedTrainer) -> None:
         check_value(trainer, name, 0 <= getattr(trainer, name) < 1, "0 to below 1")
     check_value(trainer, "initial_lr", 0 < trainer.initial_lr < math.inf, "above 0")
     check_value(trainer, "gradient_clipping", trainer.gradient_clipping > 0, "above 0")
-    for name in ("weight_decay", "warmup_steps"):
+    for name in ("weight_decay", "warmup_steps", "segmentation_dice_weight"):
         check_value(trainer, name, 0 <= getattr(trainer, name) < math.inf, "0 or more")
+    power, regions = trainer.rare_class_power, trainer.label_manager.has_regions
+    expected = "0 where labels are regions" if regions else "0 to 1"
+    check_value(trainer, "rare_class_power", 0 <= power <= (0 if regions else 1), expected)
     share = trainer.oversample_foreground_percent
     check_value(trainer, "oversample_foreground_percent", 0 <= share <= 1, "a share, 0 to 1")
     axes, dimensions = trainer.mirror_axes or (), len(trainer.configuration_manager.patch_size)

@@ -13,12 +13,13 @@ from nnssl.networks.unwrap import set_deep_supervision, unwrap
 from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.atlas import settle_correspondence
 from nnssl.trainers.engine.blocks import BuildingBlocks
+from nnssl.trainers.engine.class_balance import weigh_classes
 from nnssl.trainers.engine.distributed import synchronize_batch_norms
 from nnssl.trainers.engine.memory_format import check_memory_format, choose_memory_format
 from nnssl.trainers.engine.modules import attach_modules
 from nnssl.trainers.engine.precision import choose_precision
 from nnssl.trainers.engine.run_settings import RunSettings
-from nnssl.trainers.engine.shared_loss import share_loss
+from nnssl.trainers.engine.shared_loss import dice_and_cross_entropy, share_loss
 from nnssl.trainers.engine.state import make_deterministic, seed_everything
 
 
@@ -27,6 +28,7 @@ class SetUp(BuildingBlocks):
 
     settings: RunSettings
     mirror_axes: tuple[int, ...] | None
+    segmentation_dice_weight: float
     labeled_batch_size: int | None
     _modules: dict[str, nn.Module]
 
@@ -48,6 +50,7 @@ class SetUp(BuildingBlocks):
         self.precision = choose_precision(self.device, self.settings.precision)
         seed_everything(self.settings.seed)
         super().initialize()
+        weigh_classes(self)
         self.network = synchronize_batch_norms(self.network, self.ranks, self.device)
         self.grad_scaler = self.precision.grad_scaler()
         if self.settings.pretrained_weights is not None:
@@ -63,7 +66,9 @@ class SetUp(BuildingBlocks):
         self.batch_size = self.ranks.even_share(patches, "labeled")
 
     def _build_loss(self) -> nn.Module:
-        return share_loss(super()._build_loss(), self.ranks, self.label_manager.ignore_label)
+        loss = super()._build_loss()
+        dice_and_cross_entropy(loss).weight_dice = self.segmentation_dice_weight
+        return share_loss(loss, self.ranks, self.label_manager.ignore_label)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         optimizer = self.new_optimizer(self.network.parameters())

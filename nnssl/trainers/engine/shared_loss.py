@@ -12,6 +12,14 @@ from torch import nn
 from nnssl.trainers.engine.distributed import Ranks
 
 
+def dice_and_cross_entropy(loss: nn.Module) -> Any:
+    """nnU-Net's loss of one head, below deep supervision and what ranks share."""
+    found: Any = loss
+    while not hasattr(found, "dc"):
+        found = found.loss
+    return found
+
+
 def share_loss(loss: nn.Module, ranks: Ranks, ignore_label: int | None) -> nn.Module:
     """``loss`` such that the mean of its gradients over the ranks is the gradient of the global batch.
 
@@ -26,7 +34,7 @@ def share_loss(loss: nn.Module, ranks: Ranks, ignore_label: int | None) -> nn.Mo
     """
     if ranks.size == 1:
         return loss
-    inner: Any = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+    inner = dice_and_cross_entropy(loss)
     getattr(inner.dc, "_orig_mod", inner.dc).ddp = True
     if ignore_label is None:
         return loss

@@ -1,0 +1,110 @@
+"""Weights of the parts of nnU-Net's loss, and of rare classes in it."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from nnssl.errors import UserError
+from nnssl.losses.labels import WeightedCrossEntropy
+from nnssl.trainers.engine.class_balance import class_weights
+from nnssl.trainers.engine.recipe import MANY_CLASSES, SHORT, SHORT_MANY_CLASSES, describe_recipe
+from tests.support.tiny import Tiny
+from tests.trainers.test_blocks import heads_and_targets
+
+
+def test_weights_are_those_of_the_labeled_voxels(tmp_path, monkeypatch):
+    tiny = Tiny(classes=3).write(tmp_path, monkeypatch)
+    trainer = tiny.trainer("Supervised", fold="all")
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, trainer.split().train)
+    voxels = np.concatenate([np.asarray(dataset.load_case(c)[1][:]).ravel() for c in trainer.split().train])
+    shares = np.bincount(voxels.clip(0), minlength=3) / len(voxels)
+    assert (shares > 0).all()
+    assert len(set(shares)) == 3
+    weights = class_weights(trainer, 0.5).double().numpy()
+    np.testing.assert_allclose(weights / weights[0], np.sqrt(shares[0] / shares), rtol=1e-5)
+    assert (weights * shares).sum() == pytest.approx(1, rel=1e-5)
+    np.testing.assert_allclose(class_weights(trainer, 1.0).numpy() * shares, 1 / 3, rtol=1e-5)
+
+
+def test_cross_entropy_is_a_mean_over_voxels_that_count():
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    labels[0, 0] = 7
+    each = cross_entropy(logits, labels, ignore_index=7, reduction="none")
+    counted = labels != 7
+    expected = (each * weights[labels * counted])[counted].mean()
+    torch.testing.assert_close(WeightedCrossEntropy(weights, ignore_index=7)(logits, labels.float()), expected)
+    assert WeightedCrossEntropy(weights, ignore_index=7)(logits, torch.full_like(labels, 7)) == 0
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+def test_the_loss_has_the_weights(tmp_path, monkeypatch, ignore):
+    tiny = Tiny(classes=3, ignore=ignore).write(tmp_path, monkeypatch)
+    plain = tiny.trainer("Supervised")
+    weighted = tiny.trainer("Supervised", segmentation_dice_weight=5.0, rare_class_power=0.5)
+    heads, targets = heads_and_targets(tiny, plain)
+    expected = 0.0
+    for head, target, share in zip(heads, targets, plain.loss.weight_factors, strict=True):
+        labels, annotated = plain.annotation(head, target)
+        weights = class_weights(weighted, 0.5)[labels.long()] * (1 if annotated is None else annotated)
+        count = labels.numel() if annotated is None else annotated.sum()
+        entropy = (cross_entropy(head, labels[:, 0].long(), reduction="none")[:, None] * weights).sum() / count
+        expected += share * (entropy + 5 * plain.dice_loss(head, labels, annotated))
+    torch.testing.assert_close(weighted.segmentation_loss(heads, targets), expected)
+    assert not torch.isclose(plain.segmentation_loss(heads, targets), expected)
+
+
+def test_masked_loss_has_the_weights(tmp_path, monkeypatch):
+    tiny = Tiny(classes=3).write(tmp_path, monkeypatch)
+    trainer = tiny.trainer("Supervised", segmentation_dice_weight=5.0, rare_class_power=0.5)
+    heads, targets = heads_and_targets(tiny, trainer)
+    everything = [torch.ones((2, 1, *head.shape[2:]), dtype=torch.bool) for head in heads]
+    torch.testing.assert_close(
+        trainer.masked_segmentation_loss(heads, targets, everything), trainer.segmentation_loss(heads, targets)
+    )
+
+
+def test_a_class_without_voxels_weighs_as_the_rarest(tmp_path, monkeypatch):
+    tiny = Tiny(classes=2).write(tmp_path, monkeypatch)
+    trainer = tiny.trainer("Supervised", fold="all")
+    present = class_weights(trainer, 0.5)
+    monkeypatch.setattr(type(trainer.label_manager), "all_labels", property(lambda self: [0, 1, 2]))
+    with_absent = class_weights(trainer, 0.5)
+    torch.testing.assert_close(with_absent[:2], present)
+    assert with_absent[2] == present.max()
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5])
+def test_unusable_powers_are_refused(tmp_path, monkeypatch, value):
+    tiny = Tiny().write(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="rare_class_power"):
+        tiny.trainer("Supervised", rare_class_power=value).on_train_start()
+
+
+def test_regions_have_no_rare_class_power(tmp_path, monkeypatch):
+    tiny = Tiny(regions=True, classes=3).write(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="0 where labels are regions"):
+        tiny.trainer("Supervised", rare_class_power=0.5).on_train_start()
+
+
+@pytest.mark.parametrize(
+    ("classes", "regions", "expected"),  # background is one of the classes
+    [
+        (MANY_CLASSES, False, SHORT | {"segmentation_dice_weight": 1.0, "rare_class_power": 0.0}),
+        (MANY_CLASSES + 1, False, SHORT_MANY_CLASSES),
+        (MANY_CLASSES + 1, True, SHORT | {"rare_class_power": 0.0}),
+    ],
+)
+def test_short_trainings_with_many_classes_have_a_recipe_of_their_own(
+    tmp_path, monkeypatch, classes, regions, expected
+):
+    tiny = Tiny(classes=classes, regions=regions).write(tmp_path, monkeypatch)
+    trainer = tiny.bare_trainer("Supervised")
+    trainer.configure({"num_epochs": 2, "num_iterations_per_epoch": 2})
+    assert {name: getattr(trainer, name) for name in expected} == expected
+    line = describe_recipe(trainer)
+    assert ("Dice weighs 16 times" in line) == (expected == SHORT_MANY_CLASSES)
+    own = tiny.bare_trainer("Supervised")
+    own.configure({"num_epochs": 2, "recipe": "nnunet"})
+    assert (own.segmentation_dice_weight, own.rare_class_power, own.warmup_steps) == (1.0, 0.0, 0)
