@@ -22,7 +22,7 @@ from nnssl.trainers.engine.pseudo_labeling import (
     used_cases,
     write_table,
 )
-from nnssl.trainers.engine.registered_labels import registered_masks
+from nnssl.trainers.engine.registered_labels import cases_to_register, registered_masks
 from nnssl.trainers.engine.restart import forget_past_steps, new_student
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
@@ -75,6 +75,8 @@ class SelfTraining(SemiSupervisedTrainer):
     initial_pseudo_labels: str = ""
     """Folder with masks for round 0, named as the unlabeled cases; those without one wait for round 1. Or
     ``registration``, which makes them of the labeled cases."""
+    registered_cases: int = 0
+    """With ``registration``, how many unlabeled cases, drawn by their names, get such a mask; 0 for all."""
 
     def check_settings(self) -> None:
         requirements = {
@@ -82,7 +84,11 @@ class SelfTraining(SemiSupervisedTrainer):
                 self.rounds >= (1 if self.initial_pseudo_labels else 2)
             ),
             "round_shares needs a positive share for each round": (
-                len(self.round_shares) in (0, self.rounds) and all(share > 0 for share in self.round_shares)
+                (len(self.round_shares) in (0, self.rounds) or self.rounds == 1)
+                and all(share > 0 for share in self.round_shares)
+            ),
+            "registered_cases must be 0, or above 0 with initial_pseudo_labels=registration": (
+                self.registered_cases == 0 or (self.registered_cases > 0 and self.initial_pseudo_labels == REGISTRATION)
             ),
             "drop_share must be at least 0 and below 1": 0 <= self.drop_share < 1,
             "pseudo_weight must be above 0": self.pseudo_weight > 0,
@@ -137,11 +143,12 @@ class SelfTraining(SemiSupervisedTrainer):
         return PseudoLabeledCases(unlabeled_images(self), self.pseudo_labels(self.current_round - 1), used_cases(table))
 
     def _take_over(self) -> list[str]:
-        source = Path(self.initial_pseudo_labels)
-        if self.initial_pseudo_labels == REGISTRATION and self.iteration == 0:
-            source = registered_masks(self)
-        # a training that is continued has them already
-        return take_over_masks(self, source, self.given_pseudo_labels)
+        source, cases = Path(self.initial_pseudo_labels), self.split().unlabeled
+        if self.initial_pseudo_labels == REGISTRATION:
+            cases = cases_to_register(self, self.registered_cases)
+            if self.iteration == 0:  # a training that is continued has them already
+                source = registered_masks(self, cases)
+        return take_over_masks(self, source, self.given_pseudo_labels, cases)
 
     def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:
         if self.current_round == 0 and not self.initial_pseudo_labels:

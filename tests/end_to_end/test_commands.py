@@ -59,7 +59,7 @@ def test_plan_train_predict_evaluate_export(planned, capsys):
 
 def test_registered_labels_of_the_fold_begin_a_self_training_and_are_made_once(planned, capsys):
     budget = ["--epochs", "1", "--iterations-per-epoch", "2", "--seed", "0", "-device", "cpu"]
-    flags = [*budget, "--set", "initial_pseudo_labels=registration", "--set", "rounds=1", "--set", "round_shares=()"]
+    flags = [*budget, "--set", "initial_pseudo_labels=registration", "--set", "rounds=1"]
     assert run("train", ["7", "SwitchedSelfTraining", "all", *flags]) == 0
     (folder,) = (planned / "nnUNet_preprocessed" / NAME / "registered_labels").iterdir()
     scans = sorted((planned / "nnUNet_raw" / NAME / "imagesUn").iterdir())
@@ -75,13 +75,14 @@ def test_registered_labels_of_the_fold_begin_a_self_training_and_are_made_once(p
     again = [mask.stat().st_mtime_ns for mask in masks]
     assert (again[0] == made[0], again[1] == made[1]) == (True, False)
 
-    # the case that fold 0 is validated on has no say in it
-    assert run("train", ["7", "SelfTraining", "0", *flags]) == 0
+    # the case that fold 0 is validated on has no say in it; one of the scans is enough
+    assert run("train", ["7", "SelfTraining", "0", *flags, "--set", "registered_cases=1"]) == 0
     (other,) = (one for one in folder.parent.iterdir() if one != folder)
     validation = json.loads((planned / "nnUNet_preprocessed" / NAME / "splits_final.json").read_text())[0]["val"]
     atlases = json.loads((other / RECORD).read_text())["atlases"]
     assert len(atlases) == 1
     assert not set(atlases) & set(validation)
+    assert [mask.name in {file.name for file in other.iterdir()} for mask in masks].count(True) == 1
 
 
 def test_a_labeled_case_more_costs_only_itself(planned, capsys):

@@ -62,22 +62,25 @@ def predict_unlabeled(
     return not any(ranks.gather([stopping()]))
 
 
-def take_over_masks(trainer: SemiSupervisedTrainer, source: Path, target: PseudoLabels) -> list[str]:
+def take_over_masks(
+    trainer: SemiSupervisedTrainer, source: Path, target: PseudoLabels, cases: Iterable[str]
+) -> list[str]:
     """Brings masks of unlabeled cases, made elsewhere, to the preprocessed images; those ``target`` has are kept.
 
     Args:
         trainer: in whose configuration the images are preprocessed.
         source: folder with masks named as the cases, such as ``nnssl_atlas_predict`` writes.
         target: receives them.
+        cases: unlabeled cases of the fold.
 
     Returns:
-        the unlabeled cases of the fold that have a mask.
+        those that have a mask.
 
     Raises:
         UserError: if none has one, or a mask does not fit its scan or the classes of the data set.
     """
     ending = trainer.dataset_json["file_ending"]
-    files = {case: source / f"{case}{ending}" for case in trainer.split().unlabeled}
+    files = {case: source / f"{case}{ending}" for case in cases}
     files = {case: file for case, file in files.items() if case in target or file.is_file()}
     if not files:
         raise UserError(

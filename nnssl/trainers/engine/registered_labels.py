@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,15 @@ if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
 
 
-def registered_masks(trainer: SemiSupervisedTrainer) -> Path:
-    """Folder with a mask of every scan in ``imagesUn``, made as ``nnssl_atlas_predict`` does.
+def cases_to_register(trainer: SemiSupervisedTrainer, number: int) -> list[str]:
+    """So many unlabeled cases of the fold, 0 for all: drawn by their names, fewer being part of more."""
+    cases = sorted(trainer.split().unlabeled)
+    drawn = sorted(cases, key=lambda case: hashlib.sha256(case.encode()).digest())
+    return sorted(drawn[: number or None])
+
+
+def registered_masks(trainer: SemiSupervisedTrainer, cases: Sequence[str]) -> Path:
+    """Folder with a mask of each of these unlabeled cases, made as ``nnssl_atlas_predict`` does.
 
     Only the labeled cases that the fold trains on are registered. The folder lies beside the preprocessed data and
     serves every training on the same labeled cases; only what is new or changed is made. Needs the raw data set.
@@ -37,11 +45,12 @@ def registered_masks(trainer: SemiSupervisedTrainer) -> Path:
             found=", ".join(gone),
             fix=f"bring them back, or run nnssl_plan_and_preprocess -d {raw.name} again",
         )
+    scans = [file for case in cases for file in raw.unlabeled.get(case, ())]
     folder = Path(trainer.preprocessed_dataset_folder_base, "registered_labels", _digest(raw, atlases))
     with only_process(folder, "registers labeled cases"):
         _forget_changed(raw, folder)
         options = AtlasOptions(atlases=atlases, continue_prediction=True, num_processes=default_processes())
-        report = predict_by_atlases([raw.folder / "imagesUn"], folder, raw, options)
+        report = predict_by_atlases(scans, folder, raw, options)
     trainer.print_to_log_file(
         f"Initial pseudo-labels: {len(atlases)} labeled cases registered to {len(report.written)} unlabeled ones in "
         f"{report.seconds / 60:.1f} min, {len(report.skipped)} had been done; see {folder}"
