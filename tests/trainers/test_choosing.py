@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,20 +15,22 @@ from nnssl.trainers.choosing import (
     FEW_LABELED,
     FEWEST_LABELED,
     FEWEST_STEPS,
+    FEWEST_STEPS_OF_TWO,
     FEWEST_UNLABELED,
+    MOST_REGISTERED,
     MOST_SWITCHED,
     RULES,
     Rule,
     Situation,
     choose,
 )
-from nnssl.trainers.engine import budget
+from nnssl.trainers.engine import auto, budget
 from nnssl.trainers.engine.auto import situation_of, with_choice
 from nnssl.trainers.engine.request import TrainingRequest, requested_plan
 from nnssl.trainers.engine.run import run
 from nnssl.trainers.engine.settings import check_overrides
 from nnssl.trainers.registry import get_trainer
-from nnssl.utils.paths import preprocessed_folder, results_folder
+from nnssl.utils.paths import preprocessed_folder, raw_folder, results_folder
 from tests.support.tiny import NAME, PLANS, Tiny
 
 USUAL = Situation(labeled=4, unlabeled=100, steps=250_000)
@@ -60,6 +63,8 @@ def test_rules(changes, trainer):
     [
         ({"steps": FEWEST_STEPS - 1}, True),
         ({"unlabeled": FEWEST_UNLABELED - 1}, True),
+        ({"steps": FEWEST_STEPS_OF_TWO}, True),
+        ({"steps": FEWEST_STEPS_OF_TWO - 1}, False),
         ({}, False),
         ({"steps": FEWEST_STEPS - 1, "labeled": MOST_SWITCHED + 1}, False),
         ({"steps": FEWEST_STEPS - 1, "corresponding": False}, False),
@@ -69,6 +74,34 @@ def test_two_corresponding_cases_are_switched_where_there_is_no_better_use(chang
     choice = choose(replace(USUAL, **{"labeled": 2, "corresponding": True} | changes))
     assert choice.overrides == ({"atlas_augmentation": "regional_switch"} if switched else {})
     assert choice.trainer == ("BCP" if not changes else "Supervised")
+
+
+@pytest.mark.parametrize(
+    ("changes", "registered"),
+    [
+        ({}, True),
+        ({"steps": FEWEST_STEPS_OF_TWO}, True),
+        ({"steps": FEWEST_STEPS_OF_TWO - 1}, False),
+        ({"labeled": MOST_REGISTERED}, True),
+        ({"labeled": MOST_REGISTERED + 1}, False),
+        ({"labeled": 1}, False),
+        ({"corresponding": False}, False),
+        ({"registrable": FEWEST_UNLABELED - 1}, False),
+        ({"unlabeled": FEWEST_UNLABELED - 1}, False),
+        ({"cascaded": True}, False),
+    ],
+)
+def test_labels_are_registered_where_anatomy_and_time_allow_it(changes, registered):
+    choice = choose(replace(USUAL, **{"labeled": 2, "corresponding": True, "registrable": 100} | changes))
+    expected = {"initial_pseudo_labels": "registration", "rounds": 1}
+    assert (choice.trainer == "SwitchedSelfTraining") == registered
+    assert (choice.overrides == expected) == registered
+
+
+def test_no_more_cases_are_registered_than_there_is_time_for():
+    choice = choose(replace(USUAL, labeled=2, corresponding=True, registrable=40))
+    assert choice.overrides["registered_cases"] == 40
+    assert any("time to register them to 40 unlabeled cases" in reason for reason in choice.reasons)
 
 
 def test_every_rule_names_a_trainer_its_hyper_parameters_and_a_reason():
@@ -111,6 +144,7 @@ def test_auto_trains_what_the_rules_say_and_prediction_finds_it(tiny, capsys):
         "steps": 2,
         "cascaded": False,
         "corresponding": False,
+        "registrable": 0,
     }
 
 
@@ -144,13 +178,36 @@ def test_a_common_place_is_read_from_the_plans_and_needs_two_cases_of_the_fold(t
     for common, fold, expected in ((True, "all", True), (True, "0", True), (False, "all", False)):
         block["atlas_evidence"] = {"pairs": 3, "common_place": common, "overlap": {}}
         file.write_text(json.dumps(plans))
-        switched = with_choice(replace(request(), fold=fold), torch.device("cpu")).overrides
+        asked = replace(request(epochs=FEWEST_STEPS_OF_TWO), fold=fold)
+        switched = with_choice(asked, torch.device("cpu")).overrides
         assert ("atlas_augmentation=regional_switch" in switched) == expected
     plan = requested_plan(request())
     plan.plans["configurations"][tiny.configuration]["semi_supervised"]["atlas_evidence"]["common_place"] = True
     monkeypatch.setattr("nnssl.trainers.engine.auto.infer_dataset_class", lambda folder: TwoCases)
     assert situation_of(plan, "all", 2).corresponding
     assert not situation_of(plan, "0", 2).corresponding
+
+
+def test_registration_needs_the_raw_data_and_time(tiny, monkeypatch):
+    def registrable(minutes: float | None = None) -> int:
+        return situation_of(requested_plan(request()), "all", 2, minutes).registrable
+
+    assert registrable() == 0
+    raw = raw_folder() / NAME
+    for folder in ("imagesTr", "labelsTr", "imagesUn"):
+        (raw / folder).mkdir(parents=True)
+    (raw / "dataset.json").write_text(json.dumps(tiny.dataset_json() | {"numTraining": 0}))
+    assert registrable() == 0
+    images = list(tiny.base.glob("*_unlabeled/*[0-9].b2nd"))
+    assert len(images) == FEWEST_UNLABELED
+    for image in images[1:]:
+        (raw / "imagesUn" / f"{image.stem}_0000.nii.gz").touch()
+        image.with_suffix(".pkl").write_bytes(pickle.dumps({"shape_before_cropping": (10, 20, 30)}))
+    assert registrable() == FEWEST_UNLABELED - 1
+    monkeypatch.setattr(auto, "default_processes", lambda: 4)
+    # a scan takes 162 s on one core
+    monkeypatch.setattr(auto, "REGISTRATION_SECONDS_PER_VOXEL", 162 / (3 * 10 * 20 * 30))
+    assert registrable(minutes=6) == 2
 
 
 class TwoCases:

@@ -38,6 +38,14 @@ def test_cross_entropy_is_a_mean_over_voxels_that_count():
     assert WeightedCrossEntropy(weights, ignore_index=7)(logits, torch.full_like(labels, 7)) == 0
 
 
+def test_cross_entropy_of_a_batch_is_the_mean_of_its_parts():
+    """As ranks need it; PyTorch's own mean over weights is not."""
+    logits, labels = torch.randn(2, 3, 20), torch.tensor([[0] * 20, [2] * 20])
+    loss = WeightedCrossEntropy(torch.tensor([0.5, 1.0, 4.0]))
+    parts = [loss(logits[row : row + 1], labels[row : row + 1]) for row in (0, 1)]
+    torch.testing.assert_close(loss(logits, labels), (parts[0] + parts[1]) / 2)
+
+
 @pytest.mark.parametrize("ignore", [False, True])
 def test_the_loss_has_the_weights(tmp_path, monkeypatch, ignore):
     tiny = Tiny(classes=3, ignore=ignore).write(tmp_path, monkeypatch)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.engine import pseudo_labeling
+from nnssl.trainers.engine.registered_labels import cases_to_register
 from nnssl.trainers.engine.schedule import update_learning_rates
 from tests.support.tiny import Tiny
 
@@ -75,13 +77,22 @@ def test_round_0_learns_from_masks_that_it_is_given(tiny, tmp_path):
 def test_given_masks_may_be_all_that_a_training_learns_from(tiny, tmp_path):
     masks = tmp_path / "masks"
     _write_masks(tiny, masks, ["unlabeled_0"])
-    budget = {"rounds": 1, "round_shares": (), "initial_pseudo_labels": str(masks)}
+    budget = {"rounds": 1, "initial_pseudo_labels": str(masks)}
     for name in ("SelfTraining", "SwitchedSelfTraining"):
         trainer = tiny.trainer(name, **BUDGET | budget)
         assert trainer.phase_starts == ()
         trainer.run_training()
         assert trainer.iteration == trainer.num_epochs * trainer.num_iterations_per_epoch
         assert not list(Path(trainer.output_folder).glob("round_*"))
+
+
+def test_cases_to_register_are_drawn_by_name_and_nested(tiny):
+    trainer = tiny.bare_trainer("SelfTraining")
+    unlabeled = trainer.split().unlabeled
+    assert cases_to_register(trainer, 0) == cases_to_register(trainer, 99) == sorted(unlabeled)
+    nested = [set(cases_to_register(trainer, number)) for number in range(1, len(unlabeled) + 1)]
+    assert [len(cases) for cases in nested] == list(range(1, len(unlabeled) + 1))
+    assert all(fewer < more for fewer, more in itertools.pairwise(nested))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +140,9 @@ def test_rounds_share_the_steps_of_the_run(tiny, epochs, iterations, options, ex
         ({"rounds": 1}, "rounds must be at least 2"),
         ({"round_shares": (0.5, 0.5)}, "positive share for each round"),
         ({"round_shares": (1.0, 0.0, 1.0)}, "positive share for each round"),
+        ({"registered_cases": -1, "initial_pseudo_labels": "registration"}, "registered_cases must be 0"),
+        ({"registered_cases": 4}, "registered_cases must be 0"),
+        ({"registered_cases": 4, "initial_pseudo_labels": "masks"}, "registered_cases must be 0"),
         ({"drop_share": 1.0}, "drop_share"),
         ({"drop_share": -0.1}, "drop_share"),
         ({"pseudo_weight": 0.0}, "pseudo_weight must be above 0"),
