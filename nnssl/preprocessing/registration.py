@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -90,6 +92,15 @@ def _method(fixed: sitk.Image) -> sitk.ImageRegistrationMethod:
 def _factors(image: sitk.Image) -> list[int]:
     """By which an image is shrunk from resolution to resolution; images of few slices are not."""
     return [factor for factor in (4, 2, 1) if factor == 1 or min(image.GetSize()) >= 8 * factor]
+
+
+def expected_seconds(shape: Sequence[int]) -> float:
+    """Of a deformable registration of images of this shape, and of bringing labels over, on one core, roughly.
+
+    Measured on a Xeon (Cascade Lake): 1.8 s with 63,000 voxels, 9 s with 400,000, 18 s with 9 million.
+    """
+    shrunk = math.prod(-(-size // -(-size // LARGEST_EDGE)) for size in shape)
+    return 2.5e-5 * shrunk + 1e-6 * math.prod(shape)
 
 
 def _shrunk(image: sitk.Image) -> sitk.Image:

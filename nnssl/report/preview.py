@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.trainers.engine.trial import trial
 
 _COLUMNS, _MOST_PATCHES = 4, 24
+_REGISTERED = 2
 
 
 def save_preview(
@@ -45,8 +47,12 @@ def save_preview(
     """
     # batches and networks are made the simple way
     device = prepare_device(request.device)
+    limited = any(override.startswith("registered_cases") for override in request.overrides)
     if request.trainer == AUTO:
         request = with_choice(request, device, keep=False)
+    if "initial_pseudo_labels=registration" in request.overrides and not limited:
+        # all of them may take an hour
+        request = replace(request, overrides=[*request.overrides, f"registered_cases={_REGISTERED}"])
     with trial(request, device, nnUNet_n_proc_DA="0", nnUNet_compile="false") as trainer:
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)

@@ -84,10 +84,13 @@ class Recorder:
             return loss(heads, target)
 
         def watched_cross_entropy(
-            logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
+            logits: torch.Tensor,
+            target: torch.Tensor,
+            weight: torch.Tensor | None = None,
+            class_weights: torch.Tensor | None = None,
         ) -> torch.Tensor:
             self._told(logits, target, weight)
-            return cross_entropy(logits, target, weight)
+            return cross_entropy(logits, target, weight, class_weights)
 
         def watched_after_step(step: Step) -> None:
             after_step(step)

@@ -64,6 +64,8 @@ class SemiSupervisedTrainer(SetUp):
     plain_supervision: ClassVar[bool] = True
     """Whether a step without its unsupervised terms is one of Supervised: not where labels train mixed patches only, or
     another network than the student."""
+    learns_by_dice: ClassVar[bool] = True
+    """Whether labels are learned by nnU-Net's loss, to which the weights of Dice and of rare classes belong."""
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     supports_regions: ClassVar[bool] = True
     supports_ignore_label: ClassVar[bool] = True
@@ -88,7 +90,8 @@ class SemiSupervisedTrainer(SetUp):
     num_iterations_per_epoch: int = 250
     num_val_iterations_per_epoch: int = 50
     recipe: Literal["auto", "nnunet", "short"] = "auto"
-    """Optimizer, learning rate and weight decay: nnU-Net's, those of short trainings, or by the number of steps."""
+    """Optimizer, learning rate, weight decay, warm-up, weights in the loss: nnU-Net's, those of short trainings, or by
+    the number of steps."""
     initial_lr: float = 1e-2
     optimizer_name: Literal["SGD", "AdamW"] = "SGD"
     momentum: float = 0.99

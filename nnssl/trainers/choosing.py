@@ -37,6 +37,7 @@ class Situation:
         corresponding: whether classes of different labeled cases, of which the fold trains on two or more, have a place
             in common.
         registrable: number of unlabeled cases to which there is time to register the labeled ones.
+        steps_after_registration: of the training, where that is done in the same minutes.
     """
 
     labeled: int
@@ -45,6 +46,7 @@ class Situation:
     cascaded: bool = False
     corresponding: bool = False
     registrable: int = 0
+    steps_after_registration: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ RULES = (
             s.labeled <= MOST_REGISTERED
             and s.corresponding
             and min(s.unlabeled, s.registrable) >= FEWEST_UNLABELED
-            and s.steps >= FEWEST_STEPS_OF_TWO
+            and s.steps_after_registration >= FEWEST_STEPS_OF_TWO
         ),
         "SwitchedSelfTraining",
         {"initial_pseudo_labels": "registration", "rounds": 1},

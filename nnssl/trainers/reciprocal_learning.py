@@ -52,6 +52,7 @@ class ReciprocalLearning(SemiSupervisedTrainer):
     trained_networks = 2
     memory_factor = 1.9
     plain_supervision = False
+    learns_by_dice = False
     restarts_schedule = True
     pretrain_share = 0.5
     momentum = 0.9

@@ -22,7 +22,7 @@ from nnssl.trainers.engine.pseudo_labeling import (
     used_cases,
     write_table,
 )
-from nnssl.trainers.engine.registered_labels import cases_to_register, registered_masks
+from nnssl.trainers.engine.registered_labels import registered_masks
 from nnssl.trainers.engine.restart import forget_past_steps, new_student
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
@@ -144,10 +144,9 @@ class SelfTraining(SemiSupervisedTrainer):
 
     def _take_over(self) -> list[str]:
         source, cases = Path(self.initial_pseudo_labels), self.split().unlabeled
-        if self.initial_pseudo_labels == REGISTRATION:
-            cases = cases_to_register(self, self.registered_cases)
-            if self.iteration == 0:  # a training that is continued has them already
-                source = registered_masks(self, cases)
+        if self.initial_pseudo_labels == REGISTRATION and self.iteration == 0:
+            source, cases = registered_masks(self, self.registered_cases)
+        # a training that is continued has them already
         return take_over_masks(self, source, self.given_pseudo_labels, cases)
 
     def unsupervised_loss(self, step: Step) -> dict[str, torch.Tensor]:

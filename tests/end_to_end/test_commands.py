@@ -71,7 +71,7 @@ def test_registered_labels_of_the_fold_begin_a_self_training_and_are_made_once(p
     scans[1].touch()
     capsys.readouterr()
     assert run("train", ["7", "SwitchedSelfTraining", "all", *flags, "--overwrite"]) == 0
-    assert "2 labeled cases registered to 1 unlabeled ones" in capsys.readouterr().out
+    assert "2 labeled cases are registered to 1 unlabeled ones" in capsys.readouterr().out
     again = [mask.stat().st_mtime_ns for mask in masks]
     assert (again[0] == made[0], again[1] == made[1]) == (True, False)
 

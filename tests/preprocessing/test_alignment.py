@@ -15,6 +15,7 @@ from nnssl.errors import UserError
 from nnssl.preprocessing import alignment
 from nnssl.preprocessing.alignment import ALIGNMENT_FOLDER, alignment_summary, frame_of, load_frames
 from nnssl.preprocessing.pipeline import prepare_dataset
+from nnssl.preprocessing.registration import expected_seconds
 from nnssl.utils.files import read_json
 from nnssl.utils.paths import preprocessed_folder
 from tests.preprocessing.raw_data import NAME, write_dataset
@@ -184,3 +185,13 @@ def test_an_image_without_contrast_and_a_single_case_are_refused(shifted):
     assert len(RawDataset.open(NAME).labeled) == 1
     with pytest.raises(UserError, match="nothing to align"):
         prepare(align_atlases="affine")
+
+
+@pytest.mark.parametrize(
+    ("shape", "measured"), [((36, 50, 35), 1.8), ((67, 89, 68), 9.0), ((197, 244, 189), 18.4), ((512, 512, 1), None)]
+)
+def test_expected_seconds_are_near_those_that_were_measured(shape, measured):
+    if measured is None:
+        assert expected_seconds(shape) < expected_seconds((96, 96, 96)), "large images are shrunk"
+    else:
+        assert measured / 1.5 < expected_seconds(shape) < measured * 1.5

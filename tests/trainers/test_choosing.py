@@ -33,7 +33,7 @@ from nnssl.trainers.registry import get_trainer
 from nnssl.utils.paths import preprocessed_folder, raw_folder, results_folder
 from tests.support.tiny import NAME, PLANS, Tiny
 
-USUAL = Situation(labeled=4, unlabeled=100, steps=250_000)
+USUAL = Situation(labeled=4, unlabeled=100, steps=250_000, steps_after_registration=250_000)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_two_corresponding_cases_are_switched_where_there_is_no_better_use(chang
     ("changes", "registered"),
     [
         ({}, True),
-        ({"steps": FEWEST_STEPS_OF_TWO}, True),
-        ({"steps": FEWEST_STEPS_OF_TWO - 1}, False),
+        ({"steps_after_registration": FEWEST_STEPS_OF_TWO}, True),
+        ({"steps_after_registration": FEWEST_STEPS_OF_TWO - 1}, False),
         ({"labeled": MOST_REGISTERED}, True),
         ({"labeled": MOST_REGISTERED + 1}, False),
         ({"labeled": 1}, False),
@@ -145,6 +145,7 @@ def test_auto_trains_what_the_rules_say_and_prediction_finds_it(tiny, capsys):
         "cascaded": False,
         "corresponding": False,
         "registrable": 0,
+        "steps_after_registration": 2,
     }
 
 
@@ -206,8 +207,9 @@ def test_registration_needs_the_raw_data_and_time(tiny, monkeypatch):
     assert registrable() == FEWEST_UNLABELED - 1
     monkeypatch.setattr(auto, "default_processes", lambda: 4)
     # a scan takes 162 s on one core
-    monkeypatch.setattr(auto, "REGISTRATION_SECONDS_PER_VOXEL", 162 / (3 * 10 * 20 * 30))
+    monkeypatch.setattr(auto, "expected_seconds", lambda shape: {(10, 20, 30): 162 / tiny.labeled}[shape])
     assert registrable(minutes=6) == 2
+    assert situation_of(requested_plan(request()), "all", 600, minutes=6).steps_after_registration == 400
 
 
 class TwoCases:

@@ -83,6 +83,21 @@ def test_a_class_without_voxels_weighs_as_the_rarest(tmp_path, monkeypatch):
     assert with_absent[2] == present.max()
 
 
+def test_a_run_that_began_before_the_recipe_keeps_its_loss(tmp_path, monkeypatch):
+    tiny = Tiny(classes=MANY_CLASSES + 1).write(tmp_path, monkeypatch)
+    plain = {"segmentation_dice_weight": 1.0, "rare_class_power": 0.0, "warmup_steps": 0}
+    trainer = tiny.trainer("Supervised", **plain)
+    file = tmp_path / "old.pth"
+    trainer.save_checkpoint(str(file))
+    content = torch.load(file, weights_only=False)
+    for name in plain:
+        del content["semi_supervised"]["hyperparameters"][name]
+    torch.save(content, file)
+    continued = tiny.bare_trainer("Supervised")
+    continued.load_checkpoint(str(file))
+    assert {name: getattr(continued, name) for name in plain} == plain
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 def test_unusable_powers_are_refused(tmp_path, monkeypatch, value):
     tiny = Tiny().write(tmp_path, monkeypatch)
@@ -109,10 +124,16 @@ def test_short_trainings_with_many_classes_have_a_recipe_of_their_own(
 ):
     tiny = Tiny(classes=classes, regions=regions).write(tmp_path, monkeypatch)
     trainer = tiny.bare_trainer("Supervised")
+    if regions:
+        many = property(lambda self: list(range(1, classes)))
+        monkeypatch.setattr(type(trainer.label_manager), "foreground_labels", many)
     trainer.configure({"num_epochs": 2, "num_iterations_per_epoch": 2})
     assert {name: getattr(trainer, name) for name in expected} == expected
     line = describe_recipe(trainer)
     assert ("Dice weighs 16 times" in line) == (expected == SHORT_MANY_CLASSES)
+    other = tiny.bare_trainer("ReciprocalLearning")
+    other.configure({"num_epochs": 2, "num_iterations_per_epoch": 2})
+    assert (other.initial_lr, other.segmentation_dice_weight) == (SHORT["initial_lr"], 1.0)
     own = tiny.bare_trainer("Supervised")
     own.configure({"num_epochs": 2, "recipe": "nnunet"})
     assert (own.segmentation_dice_weight, own.rare_class_power, own.warmup_steps) == (1.0, 0.0, 0)

@@ -15,7 +15,7 @@ from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.engine import pseudo_labeling
-from nnssl.trainers.engine.registered_labels import cases_to_register
+from nnssl.trainers.engine.registered_labels import drawn_by_name
 from nnssl.trainers.engine.schedule import update_learning_rates
 from tests.support.tiny import Tiny
 
@@ -86,12 +86,11 @@ def test_given_masks_may_be_all_that_a_training_learns_from(tiny, tmp_path):
         assert not list(Path(trainer.output_folder).glob("round_*"))
 
 
-def test_cases_to_register_are_drawn_by_name_and_nested(tiny):
-    trainer = tiny.bare_trainer("SelfTraining")
-    unlabeled = trainer.split().unlabeled
-    assert cases_to_register(trainer, 0) == cases_to_register(trainer, 99) == sorted(unlabeled)
-    nested = [set(cases_to_register(trainer, number)) for number in range(1, len(unlabeled) + 1)]
-    assert [len(cases) for cases in nested] == list(range(1, len(unlabeled) + 1))
+def test_cases_to_register_are_drawn_by_name_and_nested():
+    unlabeled = [f"case_{number}" for number in range(9)]
+    assert drawn_by_name(unlabeled, 0) == drawn_by_name(reversed(unlabeled), 99) == unlabeled
+    nested = [set(drawn_by_name(unlabeled, number)) for number in range(1, 10)]
+    assert [len(cases) for cases in nested] == list(range(1, 10))
     assert all(fewer < more for fewer, more in itertools.pairwise(nested))
 
 

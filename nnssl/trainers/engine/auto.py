@@ -16,6 +16,7 @@ from nnssl.dataloading.properties import read_properties
 from nnssl.dataset.parallel import default_processes
 from nnssl.dataset.raw import RawDataset
 from nnssl.errors import UserError
+from nnssl.preprocessing.registration import expected_seconds
 from nnssl.inference.models import AUTO, auto_record
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.choosing import Situation, choose
@@ -27,8 +28,6 @@ from nnssl.trainers.engine.settings import parse_overrides
 from nnssl.utils.files import read_json, write_json
 from nnssl.utils.paths import results_folder
 
-REGISTRATION_SECONDS_PER_VOXEL = 3e-5
-"""Of one labeled case to one unlabeled on one core, measured: 2.3e-5 and 2.8e-5 with 400,000 and 63,000 voxels."""
 REGISTRATION_MINUTES = 60
 """For registration, at most, where the user names no minutes."""
 REGISTRATION_SHARE = 1 / 3
@@ -124,6 +123,7 @@ def situation_of(plan: RequestedPlan, fold: str, steps: int, minutes: float | No
         unlabeled=len(unlabeled),
         steps=steps,
         registrable=_registrable(plan.dataset, unlabeled_folder(folder), unlabeled, labeled, minutes),
+        steps_after_registration=steps if minutes is None else int(steps * (1 - REGISTRATION_SHARE)),
         cascaded=planned.get("previous_stage") is not None,
         # a fold other than 'all' keeps at least one case for validation
         corresponding=evidence.get("common_place", False) and labeled > (1 if fold == "all" else 2),
@@ -133,7 +133,7 @@ def situation_of(plan: RequestedPlan, fold: str, steps: int, minutes: float | No
 def _registrable(dataset: str, folder: Path, unlabeled: list[str], labeled: int, minutes: float | None) -> int:
     """Unlabeled cases to which the labeled ones can be registered in the time that there is for it.
 
-    None if the raw data set is not at hand, which registration needs.
+    0 if the raw data set is not at hand, which registration needs.
     """
     try:
         raw = RawDataset.open(dataset)
@@ -143,12 +143,11 @@ def _registrable(dataset: str, folder: Path, unlabeled: list[str], labeled: int,
     if not known:
         return 0
     some = known[:: math.ceil(len(known) / _LOOKED_AT)]
-    voxels = statistics.median(
-        math.prod(read_properties(folder / f"{case}.pkl")["shape_before_cropping"]) for case in some
+    each = statistics.median(
+        expected_seconds(read_properties(folder / f"{case}.pkl")["shape_before_cropping"]) for case in some
     )
     seconds = 60 * (REGISTRATION_MINUTES if minutes is None else minutes * REGISTRATION_SHARE)
-    per_case = REGISTRATION_SECONDS_PER_VOXEL * voxels * labeled / default_processes()
-    return min(len(known), int(seconds / per_case))
+    return min(len(known), int(seconds * default_processes() / (labeled * each)))
 
 
 def _inherited(configurations: dict[str, Any], name: str) -> dict[str, Any]:

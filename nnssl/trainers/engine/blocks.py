@@ -86,7 +86,11 @@ class BuildingBlocks(nnUNetTrainer):
         return measure(self.probabilities(logits))
 
     def cross_entropy(
-        self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        class_weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean over annotated voxels of the negative log-likelihood of classes or regions, 0 if there are none.
 
@@ -94,8 +98,9 @@ class BuildingBlocks(nnUNetTrainer):
             logits: ``(N, K, *S)``.
             target: hard labels as from `hard_labels`, or a reference of the labeled stream ``(N, C, *S)``.
             weight: ``(N, 1, *S)`` or what broadcasts to it, for a weighted mean.
+            class_weights: ``(K,)``, factors of the log-likelihoods; what the mean is divided by does not change.
         """
-        likelihood, annotated = self._likelihood(logits, target)
+        likelihood, annotated = self._likelihood(logits, target, class_weights)
         if annotated is not None:
             weight = annotated.to(logits.dtype) if weight is None else weight * annotated
         return likelihood.mean() if weight is None else self.masked_mean(likelihood, weight)
@@ -127,11 +132,8 @@ class BuildingBlocks(nnUNetTrainer):
             labels, annotated = self.annotation(logits, target)
             inside = (mask if annotated is None else mask & annotated).to(logits.dtype)
             area = inside.sum(dim=tuple(range(1, inside.ndim)), keepdim=True)
-            likelihood, _ = self._likelihood(logits, target)
-            weights = getattr(dice_and_cross_entropy(self.loss).ce, "weight", None)
-            if weights is not None:
-                likelihood = likelihood * weights[labels.long()]
-            cross_entropy = self.masked_mean(likelihood, inside / area.clamp_min(1))
+            of_classes = getattr(dice_and_cross_entropy(self.loss).ce, "weight", None)
+            cross_entropy = self.cross_entropy(logits, target, inside / area.clamp_min(1), of_classes)
             return cross_entropy + self.segmentation_dice_weight * self.dice_loss(logits, labels, inside)
 
         return self.over_heads(of_head, heads, target, mask)
@@ -140,11 +142,14 @@ class BuildingBlocks(nnUNetTrainer):
         """nnU-Net's negative soft Dice of one head against hard labels, on the voxels of a mask ``(N, 1, *S)``."""
         return dice_and_cross_entropy(self.loss).dc(logits, labels, loss_mask=mask)
 
-    def _likelihood(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _likelihood(
+        self, logits: torch.Tensor, target: torch.Tensor, class_weights: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Cross entropy of voxels, and which of them are annotated (None: all)."""
         labels, annotated = self.annotation(logits, target)
         loss = region_cross_entropy if self.label_manager.has_regions else class_cross_entropy
-        return loss(logits, labels), annotated
+        likelihood = loss(logits, labels)
+        return likelihood if class_weights is None else likelihood * class_weights[labels.long()], annotated
 
     def annotation(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Classes or regions of a reference, without its ignore label, and which voxels are annotated (None: all)."""

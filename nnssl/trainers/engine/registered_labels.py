@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,22 +18,23 @@ if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
 
 
-def cases_to_register(trainer: SemiSupervisedTrainer, number: int) -> list[str]:
-    """So many unlabeled cases of the fold, 0 for all: drawn by their names, fewer being part of more."""
-    cases = sorted(trainer.split().unlabeled)
-    drawn = sorted(cases, key=lambda case: hashlib.sha256(case.encode()).digest())
-    return sorted(drawn[: number or None])
+def drawn_by_name(cases: Iterable[str], number: int) -> list[str]:
+    """So many of the cases, 0 for all, the same ones each time; fewer are part of more."""
+    return sorted(sorted(cases, key=lambda case: hashlib.sha256(case.encode()).digest())[: number or None])
 
 
-def registered_masks(trainer: SemiSupervisedTrainer, cases: Sequence[str]) -> Path:
-    """Folder with a mask of each of these unlabeled cases, made as ``nnssl_atlas_predict`` does.
+def registered_masks(trainer: SemiSupervisedTrainer, number: int) -> tuple[Path, list[str]]:
+    """Masks of so many unlabeled cases of the fold (0: of all), made as ``nnssl_atlas_predict`` does.
 
     Only the labeled cases that the fold trains on are registered. The folder lies beside the preprocessed data and
-    serves every training on the same labeled cases; only what is new or changed is made. Needs the raw data set.
+    serves every training on the same labeled cases; only what is new or changed is made. Needs the raw data set. Scans
+    that cannot be registered, or are no longer in the raw data, are named and left out.
+
+    Returns:
+        The folder with the masks, and the cases whose masks it holds.
 
     Raises:
-        UserError: the raw data set or a labeled case is not there, or some scans could not be segmented; the others
-            are kept.
+        UserError: the raw data set or a labeled case is not there, or no scan could be registered.
     """
     raw = RawDataset.open(trainer.plans_manager.dataset_name)
     atlases = tuple(sorted(trainer.split().train))
@@ -45,17 +46,35 @@ def registered_masks(trainer: SemiSupervisedTrainer, cases: Sequence[str]) -> Pa
             found=", ".join(gone),
             fix=f"bring them back, or run nnssl_plan_and_preprocess -d {raw.name} again",
         )
-    scans = [file for case in cases for file in raw.unlabeled.get(case, ())]
+    unlabeled = trainer.split().unlabeled
+    cases = drawn_by_name((case for case in unlabeled if case in raw.unlabeled), number)
+    missing = len(unlabeled) - len(set(unlabeled).intersection(raw.unlabeled))
+    if missing:
+        trainer.print_to_log_file(f"WARNING: {missing} unlabeled cases are not in {raw.folder} and not registered")
     folder = Path(trainer.preprocessed_dataset_folder_base, "registered_labels", _digest(raw, atlases))
     with only_process(folder, "registers labeled cases"):
         _forget_changed(raw, folder)
         options = AtlasOptions(atlases=atlases, continue_prediction=True, num_processes=default_processes())
-        report = predict_by_atlases(scans, folder, raw, options)
-    trainer.print_to_log_file(
-        f"Initial pseudo-labels: {len(atlases)} labeled cases registered to {len(report.written)} unlabeled ones in "
-        f"{report.seconds / 60:.1f} min, {len(report.skipped)} had been done; see {folder}"
-    )
-    return folder
+        done = {case for case in cases if _mask(raw, folder, case).is_file()}
+        trainer.print_to_log_file(
+            f"Initial pseudo-labels: {len(atlases)} labeled cases are registered to {len(cases) - len(done)} unlabeled "
+            f"ones, {len(done)} have been done; see {folder}"
+        )
+        scans = [file for case in cases if case not in done for file in raw.unlabeled[case]]
+        if scans:
+            try:
+                report = predict_by_atlases(scans, folder, raw, options)
+                trainer.print_to_log_file(f"{len(report.written)} cases registered in {report.seconds / 60:.1f} min")
+            except UserError as error:
+                done = {case for case in cases if _mask(raw, folder, case).is_file()}
+                if not done:
+                    raise
+                trainer.print_to_log_file(f"WARNING: {len(cases) - len(done)} cases are left out: {error}")
+    return folder, [case for case in cases if _mask(raw, folder, case).is_file()]
+
+
+def _mask(raw: RawDataset, folder: Path, case: str) -> Path:
+    return folder / f"{case}{raw.file_ending}"
 
 
 def _digest(raw: RawDataset, atlases: tuple[str, ...]) -> str:
@@ -72,7 +91,7 @@ def _state(file: str) -> tuple[int, int]:
 def _forget_changed(raw: RawDataset, folder: Path) -> None:
     """Removes masks that are older than their scans."""
     for case, images in raw.unlabeled.items():
-        mask = folder / f"{case}{raw.file_ending}"
+        mask = _mask(raw, folder, case)
         # a scan may be a link, to which another file was given
         changed = [state.st_mtime_ns for image in images for state in (os.stat(image), os.lstat(image))]
         if mask.is_file() and max(changed) > mask.stat().st_mtime_ns:

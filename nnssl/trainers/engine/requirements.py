@@ -79,7 +79,8 @@ def _check_common_settings(trainer: SemiSupervisedTrainer) -> None:
         check_value(trainer, name, 0 <= getattr(trainer, name) < 1, "0 to below 1")
     check_value(trainer, "initial_lr", 0 < trainer.initial_lr < math.inf, "above 0")
     check_value(trainer, "gradient_clipping", trainer.gradient_clipping > 0, "above 0")
-    for name in ("weight_decay", "warmup_steps", "segmentation_dice_weight"):
+    check_value(trainer, "segmentation_dice_weight", 0 < trainer.segmentation_dice_weight < math.inf, "above 0")
+    for name in ("weight_decay", "warmup_steps"):
         check_value(trainer, name, 0 <= getattr(trainer, name) < math.inf, "0 or more")
     power, regions = trainer.rare_class_power, trainer.label_manager.has_regions
     expected = "0 where labels are regions" if regions else "0 to 1"
