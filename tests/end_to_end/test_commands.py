@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import torch
 
 from nnssl.cli import run
 from nnssl.dataset.phantom import make_phantom_dataset
+from nnssl.errors import UserError
 from nnssl.inference.run import RECORD
+from nnssl.trainers import choosing
+from nnssl.trainers.engine import budget, registered_labels
 
 NAME = "Dataset007_Phantom"
 LABELED = 2
@@ -83,6 +87,46 @@ def test_registered_labels_of_the_fold_begin_a_self_training_and_are_made_once(p
     assert len(atlases) == 1
     assert not set(atlases) & set(validation)
     assert [mask.name in {file.name for file in other.iterdir()} for mask in masks].count(True) == 1
+
+
+def test_a_scan_that_cannot_be_registered_is_left_out(planned, monkeypatch, capsys):
+    real = registered_labels.predict_by_atlases
+
+    def without_the_second(inputs, output, raw, options):
+        assert len(inputs) == 2
+        real(inputs[:1], output, raw, options)
+        raise UserError("1 of 2 cases failed", found="it is black")
+
+    shutil.rmtree(planned / "nnUNet_preprocessed" / NAME / "registered_labels", ignore_errors=True)
+    monkeypatch.setattr(registered_labels, "predict_by_atlases", without_the_second)
+    flags = ["--epochs", "1", "--iterations-per-epoch", "2", "--seed", "0", "-device", "cpu", "--overwrite"]
+    flags += ["--set", "initial_pseudo_labels=registration", "--set", "rounds=1"]
+    assert run("train", ["7", "SelfTraining", "all", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "1 cases are left out" in out
+    assert "it is black" in out
+
+    def none(inputs, output, raw, options):
+        raise UserError("all cases failed")
+
+    shutil.rmtree(planned / "nnUNet_preprocessed" / NAME / "registered_labels")
+    monkeypatch.setattr(registered_labels, "predict_by_atlases", none)
+    assert run("train", ["7", "SelfTraining", "all", *flags]) == 2
+    assert "all cases failed" in capsys.readouterr().err
+
+
+def test_auto_registers_two_corresponding_cases_within_the_minutes(planned, monkeypatch, capsys):
+    monkeypatch.setattr(choosing, "FEWEST_UNLABELED", 1)
+    monkeypatch.setattr(choosing, "FEWEST_STEPS_OF_TWO", 1)
+    monkeypatch.setattr(budget, "FEWEST_STEPS", 1)
+    shutil.rmtree(planned / "nnUNet_preprocessed" / NAME / "registered_labels", ignore_errors=True)
+    budget_flags = ["--minutes", "0.5", "--seed", "0", "-device", "cpu", "--overwrite"]
+    assert run("train", ["7", "auto", "all", *budget_flags]) == 0
+    out = capsys.readouterr().out
+    assert "auto: SwitchedSelfTraining, initial_pseudo_labels=registration, rounds=1" in out
+    assert any((planned / "nnUNet_preprocessed" / NAME / "registered_labels").glob("*/phantom_*.nii.gz"))
+    raw = planned / "nnUNet_raw" / NAME
+    assert run("predict", ["-i", str(raw / "imagesTs"), "-o", str(planned / "auto"), "-d", "7", "-tr", "auto"]) == 0
 
 
 def test_a_labeled_case_more_costs_only_itself(planned, capsys):

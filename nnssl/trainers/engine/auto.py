@@ -16,8 +16,8 @@ from nnssl.dataloading.properties import read_properties
 from nnssl.dataset.parallel import default_processes
 from nnssl.dataset.raw import RawDataset
 from nnssl.errors import UserError
-from nnssl.preprocessing.registration import expected_seconds
 from nnssl.inference.models import AUTO, auto_record
+from nnssl.preprocessing.registration import expected_seconds
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.choosing import Situation, choose
 from nnssl.trainers.engine.budget import budget_of
