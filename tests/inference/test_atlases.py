@@ -128,7 +128,7 @@ def test_registered_labels_of_a_training_need_its_labeled_cases(raw, tmp_path):
         split=lambda: SimpleNamespace(train=["atlas_a", "atlas_c"]),
     )
     with pytest.raises(UserError, match="not in the raw data set") as refused:
-        registered_masks(trainer)
+        registered_masks(trainer, 0)
     assert "atlas_c" in str(refused.value)
     assert "atlas_a" not in str(refused.value)
     assert not (tmp_path / "preprocessed").exists()
