@@ -70,7 +70,7 @@ def class_weights(trainer: SemiSupervisedTrainer, power: float, *, most_cases: i
         found = np.zeros(len(labels), np.int64)
         for case in cases[:: math.ceil(len(cases) / most_cases)]:
             segmentation = np.asarray(dataset.load_case(case)[1][:])
-            # outside of what was not cropped away it is -1
+            # -1 marks what lies outside of the nonzero region, background like the rest of it
             found += np.bincount(segmentation.clip(0).ravel(), minlength=max(labels) + 2)[labels]
         return [int(count) for count in found]
 
