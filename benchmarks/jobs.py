@@ -181,7 +181,7 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
         UserError: if a command fails, or if the job was done with other settings.
     """
     file = folder / "results" / f"{job.key}.json"
-    with _claimed(file) as mine:
+    with claimed(file) as mine:
         if not mine:
             return
         if file.is_file():
@@ -189,9 +189,9 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
             if found != job.train_words():
                 raise UserError("a job was done with other settings", where=file, found=" ".join(found))
             return
-        environment = _prepared(job.dataset, folder, data) | {"nnUNet_results": str(folder / "runs" / job.key)}
+        environment = prepared(job.dataset, folder, data) | {"nnUNet_results": str(folder / "runs" / job.key)}
         if job.registers:
-            write_json(_result(job, 0, 0.0, json.loads(_test(job, folder, environment).read_text())), file)
+            write_json(result(job, 0, 0.0, json.loads(_test(job, folder, environment).read_text())), file)
             return
         if job.stock:
             run_program([str(Path(__file__).with_name("stock_training.py")), *job.train_words()], environment)
@@ -208,7 +208,7 @@ def run_job(job: Job, folder: Path, data: Path) -> None:
         summary = trained / "validation" / "summary.json"
         if not job.dataset.validation:
             summary = _test(job, folder, environment)
-        write_json(_result(job, *_steps_and_minutes(trained), json.loads(summary.read_text())), file)
+        write_json(result(job, *steps_and_minutes(trained), json.loads(summary.read_text())), file)
 
 
 def _test(job: Job, folder: Path, environment: dict[str, str]) -> Path:
@@ -225,13 +225,13 @@ def _test(job: Job, folder: Path, environment: dict[str, str]) -> Path:
     return summary
 
 
-def _prepared(dataset: DataSet, folder: Path, data: Path) -> dict[str, str]:
+def prepared(dataset: DataSet, folder: Path, data: Path) -> dict[str, str]:
     """Makes and plans the data set unless that is done; environment variables for the commands."""
     base = folder / "data" / dataset.name
     environment = {f"nnUNet_{part}": str(base / part) for part in ("raw", "preprocessed")}
     environment |= {"nnUNet_results": str(base / "results"), "nnUNet_n_proc_DA": "1"}
     done = base / "planned.json"
-    with _claimed(done, wait=True):
+    with claimed(done, wait=True):
         if not done.is_file():
             for variable in environment.values():
                 if variable != "1":
@@ -252,14 +252,14 @@ def _registered(dataset: DataSet, folder: Path, environment: dict[str, str]) -> 
     """Labels of the labeled cases, registered to the unlabeled ones unless that is done."""
     target = folder / "data" / dataset.name / "registered"
     (raw,) = Path(environment["nnUNet_raw"]).glob("Dataset001_*")
-    with _claimed(target.with_suffix(".json"), wait=True):
+    with claimed(target.with_suffix(".json"), wait=True):
         words = ["atlas_predict", "-d", "1", "-np", "1", "--continue_prediction"]
         run_command([*words, "-i", str(raw / "imagesUn"), "-o", str(target)], environment)
     return target
 
 
 @contextmanager
-def _claimed(file: Path, wait: bool = False) -> Iterator[bool]:
+def claimed(file: Path, wait: bool = False) -> Iterator[bool]:
     """Whether this process alone holds ``file``; a process that dies gives it back."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file.with_suffix(".lock"), "w") as lock:
@@ -271,7 +271,7 @@ def _claimed(file: Path, wait: bool = False) -> Iterator[bool]:
         yield True
 
 
-def _steps_and_minutes(trained: Path) -> tuple[int, float]:
+def steps_and_minutes(trained: Path) -> tuple[int, float]:
     """Steps that were made, and the minutes they took."""
     steps, seconds = 0, 0.0
     with open(trained / "curves.csv", newline="") as file:
@@ -281,7 +281,7 @@ def _steps_and_minutes(trained: Path) -> tuple[int, float]:
     return steps, seconds / 60
 
 
-def _result(job: Job, steps: int, minutes: float, summary: dict[str, Any]) -> dict[str, Any]:
+def result(job: Job, steps: int, minutes: float, summary: dict[str, Any]) -> dict[str, Any]:
     means = summary["foreground_mean"]
     cases = {}
     for case in summary["metric_per_case"]:

@@ -47,7 +47,7 @@ CANDIDATES = {
     "AdamW 2e-3, EMA 0.95 of weights": ("MeanTeacher", (*AVERAGED, "ema_decay=0.95"), 1),
     "the recipe of many classes": ("Supervised", MANY, 1),
 }
-# 16 structures, 240 steps: the recipe of many classes, and what each part of it adds
+# 16 structures, 240 steps: the recipe of many classes, what each part of it adds, and mirroring
 BRAIN = DataSet("oasis_2_cv", "oasis35_2mm", labeled=2, validation=5)
 BRAIN_EPOCHS = 6
 PLAIN = (*ADAMW, "warmup_steps=0", "segmentation_dice_weight=1", "rare_class_power=0")
@@ -58,6 +58,8 @@ PARTS = {
     "AdamW 1e-2, warm-up, Dice weighs 16": (*FASTER, "segmentation_dice_weight=16"),
     "AdamW 1e-2, warm-up, rare classes weigh more": (*FASTER, "rare_class_power=0.5"),
     "the recipe of many classes": MANY,
+    "the same, mirrored along all axes": (*MANY, "mirror_axes=(0,1,2)"),
+    "the same, not mirrored": (*MANY, "mirror_axes=()"),
 }
 
 
@@ -70,7 +72,9 @@ def jobs() -> list[Job]:
         for seed in (0, 1)
     ]
     return found + [
-        Job(row, BRAIN, "Supervised", 0, BRAIN_EPOCHS, STEPS_PER_EPOCH, overrides) for row, overrides in PARTS.items()
+        Job(row, BRAIN, "Supervised", seed, BRAIN_EPOCHS, STEPS_PER_EPOCH, overrides)
+        for seed in (0, 1)
+        for row, overrides in PARTS.items()
     ]
 
 

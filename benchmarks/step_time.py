@@ -9,6 +9,8 @@ the student's forward pass on the labeled batch, times the measured seconds of t
 memory format, taken after each block. A forward and backward pass comes out as 3 forward passes, a pass without
 gradient as 1.
 
+With ``--threads 1 2 4`` every trainer is timed with each number of threads, on a CPU.
+
 Steps are those of a method's main phase; `SelfTraining`, whose later rounds need pseudo-labels, is timed in round 0.
 """
 
@@ -39,21 +41,30 @@ from nnssl.utils.paths import dataset_name, preprocessed_folder
 def main() -> None:
     arguments = _parser().parse_args()
     device = prepare_device(arguments.device)
-    trainers = {label: _start(label, arguments, device) for label in arguments.trainers}
+    started = {label: _start(label, arguments, device) for label in arguments.trainers}
+    threads = dict.fromkeys(started, torch.get_num_threads())
+    if arguments.threads:
+        threads = {f"{label}, {number} thr.": number for label in started for number in arguments.threads}
+    trainers = {label: started[label.rsplit(",", 1)[0]] for label in threads}
     blocks: dict[str, list[dict[str, float]]] = {label: [] for label in trainers}
     for block in range(arguments.blocks + 1):
         for label, trainer in trainers.items():
+            torch.set_num_threads(threads[label])
             measured = _time_block(trainer, arguments.steps, device)
             measured["forward"] = _forward_seconds(trainer, device)
             if block > 0:  # the first block warms up: caches, compilation, filled queues
                 blocks[label].append(measured)
     batches = {label: next(trainer.dataloader_train) for label, trainer in trainers.items()}
-    for trainer in trainers.values():
+    for trainer in started.values():
         _close_streams(trainer)  # their workers would be waited for at the end
     rows = [_row(label, trainers[label], batches[label], blocks[label], device) for label in trainers]
     _print(rows, device)
     if arguments.o:
-        environment = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(device)}
+        environment = {
+            "torch": torch.__version__,
+            "threads": arguments.threads or torch.get_num_threads(),
+            "device": str(device),
+        }
         write_json({"arguments": vars(arguments), "environment": environment, "rows": rows}, arguments.o)
 
 
@@ -151,13 +162,13 @@ def _forward_seconds(trainer: Any, device: torch.device) -> float:
 def _print(rows: list[dict[str, Any]], device: torch.device) -> None:
     cores = len(os.sched_getaffinity(0))
     print(f"\n{device}, {cores} cores, torch {torch.__version__}; medians, ms per step; ratio to the first row")
-    print(f"{'trainer':<22}{'precision':<10}{'patches':<9}{'step':>9}{'range':>17}{'wait':>8}{'passes':>8}{'floor':>9}"
+    print(f"{'trainer':<30}{'precision':<10}{'patches':<9}{'step':>9}{'range':>17}{'wait':>8}{'passes':>8}{'floor':>9}"
           f"{'x floor':>9}{'ratio':>8}")  # fmt: skip
     for row in rows:
         spread = f"{row['fastest_ms']:.1f}-{row['slowest_ms']:.1f}"
         step, floor = row["step_ms"], row["floor_ms"]
         print(
-            f"{row['trainer']:<22}{row['precision']:<10}{row['patches']:<9}{step:>9.1f}{spread:>17}{row['wait_ms']:>8.1f}"
+            f"{row['trainer']:<30}{row['precision']:<10}{row['patches']:<9}{step:>9.1f}{spread:>17}{row['wait_ms']:>8.1f}"
             f"{row['passes']:>8.2f}{floor:>9.1f}{step / floor:>9.2f}{step / rows[0]['step_ms']:>8.2f}"
         )
 
@@ -177,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         default=["nnUNetTrainer", *trainer_names()],
         help="default: nnUNetTrainer and all of the registry",
     )
+    add("--threads", type=int, nargs="+", metavar="N", help="numbers of threads to compare (default: one per core)")
     add("--steps", type=int, default=20, help="steps per block")
     add("--blocks", type=int, default=7, help="blocks per trainer, after one to warm up")
     add("-o", type=Path, help="JSON file for the figures")
