@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-p", default="nnSSLPlans", help="plans identifier")
     add("-c", default="3d_fullres", help="configuration")
     add("--batches", type=int, default=20, help="time: batches per round")
-    add("--rounds", type=int, default=7, help="time: rounds, after one to warm up")
+    add("--rounds", type=int, default=30, help="time: rounds, after one to warm up; few tell how many were rotated")
     add("--cases", type=int, nargs="+", default=[50, 5000], help="memory: numbers of unlabeled cases")
     add("--steps", type=int, default=80, help="memory: training steps")
     add("--scratch", type=Path, help="memory: folder for the copies (default: the system's)")
