@@ -39,6 +39,14 @@ CASES = (
     ("2d", "Supervised", 4, 8, "fp32", "channels_last", None),
     ("2d", "MeanTeacher", 4, 8, "fp32", "channels_last", None),
     ("2d", "MeanTeacher", 4, 8, "fp32", "contiguous", None),
+    ("3d_fullres", "Supervised", 1, 1, "bf16", "channels_last", None),
+    ("3d_fullres", "MeanTeacher", 1, 1, "bf16", "channels_last", None),
+    ("3d_fullres", "MeanTeacher", 4, 1, "bf16", "channels_last", None),
+    ("3d_fullres", "MeanTeacher", 4, 1, "bf16", "channels_last", 2),
+    ("3d_fullres", "MeanTeacher", 4, 1, "bf16", "contiguous", None),
+    ("3d_fullres", "MeanTeacher", 1, 2, "bf16", "channels_last", None),
+    ("3d_fullres", "MeanTeacher", 1, 2, "bf16", "contiguous", None),
+    ("2d", "MeanTeacher", 4, 8, "bf16", "channels_last", None),
 )
 
 
@@ -53,6 +61,8 @@ def main() -> None:
     )
     print("|---" * 11 + "|")
     for case in CASES:
+        if arguments.precision not in (None, case[NAMES.index("precision")]):
+            continue
         command = [sys.executable, *sys.argv, "--one", json.dumps(case)]
         row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
         estimated, measured = row["estimated"] / MIB, row["measured"] / MIB
@@ -136,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-d", required=True, help="data set name or id, planned")
     add("-p", default="nnSSLCPUPlans", help="plans identifier")
+    add("--precision", choices=("fp32", "bf16"), help="only these rows")
     add("--one", metavar="JSON", help=argparse.SUPPRESS)
     return parser
 
