@@ -26,6 +26,7 @@ def main(argv: list[str]) -> None:
         source,
         labeled=args.labeled,
         labeled_cases=args.labeled_cases or (),
+        unlabeled=args.unlabeled,
         validation=args.validation,
         test=args.test,
         test_cases=args.test_cases or (),
@@ -71,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         "are taken, until there are at least N cases",
     )
     number.add_argument("--labeled-cases", nargs="+", metavar="CASE", help="labeled cases (or groups) by name instead")
+    parser.add_argument(
+        "--unlabeled",
+        type=_count,
+        metavar="N",
+        help="keep N unlabeled cases and leave the others out; smaller sets are parts of larger ones (default: all)",
+    )
     parser.add_argument("--seed", type=_count, default=0, help="seed of the draw of labeled cases (default: 0)")
     parser.add_argument(
         "--validation",

@@ -79,11 +79,27 @@ def draw_test(pool: Sequence[str], number: int, groups: Mapping[str, str] | None
     return test
 
 
+def draw_unlabeled(
+    pool: Sequence[str], number: int, seed: int = 0, groups: Mapping[str, str] | None = None
+) -> list[str]:
+    """Draws cases (whole groups, at least ``number`` cases) to stay unlabeled; smaller numbers are part of larger ones.
+
+    ``UserError`` if the pool has fewer.
+    """
+    if number > len(pool):
+        raise UserError("fewer cases than unlabeled cases asked for", expected=number, found=len(pool))
+    units = group_cases(pool, groups)
+    # an order of its own, else they would be neighbors of the labeled ones in that of the labeled draw
+    order = np.random.RandomState([seed, TEST_SEED]).permutation(len(units))
+    return _flat(_take([units[index] for index in order], number))
+
+
 def plan_budget(
     source: Source,
     *,
     labeled: int | None = None,
     labeled_cases: Sequence[str] = (),
+    unlabeled: int | None = None,
     validation: int = 0,
     test: int = 0,
     test_cases: Sequence[str] = (),
@@ -93,7 +109,8 @@ def plan_budget(
     """Decides the part of every case of the source, without writing anything.
 
     Test cases are those of the source; if it has none with labels, ``test`` of them can be drawn from the pool or
-    ``test_cases`` named. ``UserError`` if a group would be in the pool and in the test part.
+    ``test_cases`` named. With ``unlabeled`` that many of the other cases are kept, and the rest plays no part.
+    ``UserError`` if a group would be in the pool and in the test part.
     """
     pool, test_part = list(source.pool), list(source.test)
     if test or test_cases:
@@ -121,7 +138,10 @@ def plan_budget(
     drawn = draw_budget(
         pool, labeled=labeled, labeled_cases=labeled_cases, validation=validation, seed=seed, groups=groups
     )
-    return Budget(drawn.labeled, drawn.validation, sorted([*drawn.unlabeled, *source.unlabeled]), test_part)
+    others = sorted([*drawn.unlabeled, *source.unlabeled])
+    if unlabeled is not None:
+        others = draw_unlabeled(others, unlabeled, seed, groups)
+    return Budget(drawn.labeled, drawn.validation, others, test_part)
 
 
 def _take(units: Sequence[list[str]], number: int) -> list[list[str]]:

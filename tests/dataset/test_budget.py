@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.dataset.budget import Budget, draw_budget, draw_test, plan_budget
+from nnssl.dataset.budget import Budget, draw_budget, draw_test, draw_unlabeled, plan_budget
 from nnssl.dataset.source import Source
 from nnssl.errors import UserError
 
@@ -99,6 +99,36 @@ def test_parts_of_the_source():
     named = plan_budget(source(), labeled=2, validation=1, test_cases=["case_09", "case_02"])
     assert named.test == ["case_02", "case_09"]
     assert named.summary() == "2 labeled, 1 validation, 15 unlabeled, 2 test cases"
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_fewer_unlabeled_cases_are_part_of_more(groups):
+    whole = plan_budget(source(unlabeled=["u1", "u2"]), labeled=4, validation=2, seed=3, groups=groups)
+    previous: set[str] = set()
+    for number in range(len(whole.unlabeled) + 1):
+        plan = plan_budget(
+            source(unlabeled=["u1", "u2"]), labeled=4, unlabeled=number, validation=2, seed=3, groups=groups
+        )
+        assert (plan.labeled, plan.validation) == (whole.labeled, whole.validation)
+        assert previous <= set(plan.unlabeled) <= set(whole.unlabeled)
+        if groups is None:
+            assert len(plan.unlabeled) == number
+        else:
+            left_out = set(whole.unlabeled) - set(plan.unlabeled)
+            assert not {groups.get(case, case) for case in plan.unlabeled} & {
+                groups.get(case, case) for case in left_out
+            }
+            assert number <= len(plan.unlabeled) <= number + 2
+        previous = set(plan.unlabeled)
+    assert previous == set(whole.unlabeled)
+    # further cases, but not those next to the labeled ones in the order of the labeled draw
+    assert draw_unlabeled(POOL, 4) != draw_budget(POOL, labeled=4).labeled
+    with pytest.raises(UserError, match="fewer cases than unlabeled"):
+        plan_budget(source(), labeled=4, unlabeled=17)
+
+
+def test_draws_of_unlabeled_cases_are_frozen():
+    assert draw_unlabeled(POOL, 3, seed=0) == ["case_02", "case_11", "case_12"]
 
 
 def test_test_cases_of_the_source_are_not_replaced():
