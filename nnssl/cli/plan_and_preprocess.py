@@ -105,12 +105,7 @@ def _next_command(preparation: Preparation) -> str:
         "3d_fullres" if "3d_fullres" in preparation.planned or not preparation.planned else preparation.planned[0]
     )
     default = "3d_fullres" if "3d_fullres" in plans["configurations"] else "2d"
-    words = [
-        "nnssl_train",
-        str(int(preparation.dataset[len("Dataset") :][:3])),
-        "MeanTeacher" if preparation.num_unlabeled else "Supervised",
-        "0" if preparation.num_labeled > 1 else "all",
-    ]
+    words = ["nnssl_train", str(int(preparation.dataset[len("Dataset") :][:3])), "auto", "all"]
     if configuration != default:
         words += ["-c", configuration]
     if plans["plans_name"] != "nnSSLPlans":

@@ -110,14 +110,13 @@ class AtlasPairsLoader(RowsLoader):
         return own, [n + int(edge) for n, edge in zip(own, self.patch_size, strict=True)]
 
     def _corresponding(self, pair: Pair, lower: Any, leader_shape: Any, follower_shape: Any) -> list[int]:
-        """Lower corner of the follower's patch, in the range from which nnU-Net draws."""
+        """Lower corner of the follower's patch, whose center lies within the case."""
         half = np.asarray(self.patch_size) / 2
         center = self.correspondence.position(
             np.asarray(lower) + half, (pair.leader, leader_shape), (pair.follower, follower_shape)
         )
-        room = np.asarray(follower_shape) - np.asarray(self.patch_size)
-        margin = (np.maximum(self.need_to_pad, -room) + 1) // 2
-        return [int(n) for n in np.clip(np.rint(center - half), -margin, room + margin)]
+        # not in nnU-Net's range for random patches: those on foreground, which leaders are, reach further
+        return [int(n) for n in np.rint(np.clip(center, 0, follower_shape) - half)]
 
     def _switch_and_transform(self, image: torch.Tensor, segmentation: torch.Tensor) -> dict[str, Any]:
         if self._region is not None and self._partner is not None:

@@ -31,8 +31,18 @@ def bottleneck(network: nn.Module) -> FeatureLayer:
     Raises:
         UserError: if the network is built otherwise.
     """
+    return encoder_stages(network)[-1]
+
+
+def encoder_stages(network: nn.Module) -> list[FeatureLayer]:
+    """The stages of the encoder, highest resolution first.
+
+    Raises:
+        UserError: if the network is built otherwise.
+    """
     encoder, _ = _encoder_and_decoder(network)
-    return FeatureLayer(encoder.stages[-1], int(encoder.output_channels[-1]))
+    channels = map(int, encoder.output_channels)
+    return [FeatureLayer(stage, number) for stage, number in zip(encoder.stages, channels, strict=True)]
 
 
 def last_decoder_stage(network: nn.Module) -> FeatureLayer:

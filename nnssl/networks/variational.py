@@ -33,7 +33,7 @@ class LatentGaussian(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Makes an image from a latent one: as many stages as the encoder, its strides, no skip connections.
+    """Makes an image from a latent one: as many stages as the encoder, and its strides.
 
     Each stage is a transposed convolution and a block (convolution, norm, nonlinearity of the network's kinds) with
     half the features of the encoder's stage of that resolution, rounded up. A convolution of kernel 1 makes the image.
@@ -41,12 +41,13 @@ class ImageDecoder(nn.Module):
     Args:
         network: a U-Net of nnU-Net, plain or residual, whose encoder is looked at; nothing of it is kept.
         channels: channels of the image.
+        skips: whether blocks are given the output of the encoder's stage of their resolution, too.
 
     Raises:
         UserError: if ``network`` is none.
     """
 
-    def __init__(self, network: nn.Module, channels: int):
+    def __init__(self, network: nn.Module, channels: int, skips: bool = False):
         super().__init__()
         encoder = encoder_of(network)
         features = [-(-int(n) // 2) for n in encoder.output_channels[:-1]] + [int(encoder.output_channels[-1])]
@@ -55,9 +56,10 @@ class ImageDecoder(nn.Module):
         for s in range(len(features) - 1, 0, -1):
             stride = tuple(encoder.strides[s])
             stages.append(transposed(features[s], features[s - 1], stride, stride, bias=encoder.conv_bias))
+            shown = features[s - 1] + (int(encoder.output_channels[s - 1]) if skips else 0)
             stages.append(
                 ConvDropoutNormReLU(
-                    encoder.conv_op, features[s - 1], features[s - 1], encoder.kernel_sizes[s - 1], 1,
+                    encoder.conv_op, shown, features[s - 1], encoder.kernel_sizes[s - 1], 1,
                     encoder.conv_bias, encoder.norm_op, encoder.norm_op_kwargs, None, None,
                     encoder.nonlin, encoder.nonlin_kwargs,
                 )
@@ -67,9 +69,18 @@ class ImageDecoder(nn.Module):
         self.dimensions = convert_conv_op_to_dim(encoder.conv_op)
         self.latent_channels = features[-1]
 
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """Latent image ``(N, C, *S)`` at the resolution of the bottleneck to ``(N, channels, *P)``."""
-        return self.image(self.stages(latent))
+    def forward(self, latent: torch.Tensor, *skipped: torch.Tensor) -> torch.Tensor:
+        """Latent image ``(N, C, *S)`` at the resolution of the bottleneck to ``(N, channels, *P)``.
+
+        ``skipped``: outputs of the encoder's stages but the last, full resolution first, for a decoder with skips.
+        """
+        features = latent
+        for number in range(0, len(self.stages), 2):
+            features = self.stages[number](features)
+            if skipped:
+                features = torch.cat([features, skipped[-1 - number // 2].to(features.dtype)], 1)
+            features = self.stages[number + 1](features)
+        return self.image(features)
 
 
 def sample(mean: torch.Tensor, log_variance: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:

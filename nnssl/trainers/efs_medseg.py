@@ -16,6 +16,7 @@ from nnssl.networks.features import (
     FeatureTap,
     block_means,
     bottleneck,
+    encoder_stages,
     last_but_one_decoder_stage,
     vector_projector,
     voxel_projector,
@@ -46,10 +47,11 @@ class EFSMedSeg(SemiSupervisedTrainer):
         L_con: InfoNCE of structure prototypes (`nnssl.losses.prototypes`), the same structure attracting
 
     c(v) is the label, on unlabeled patches the most likely class; w = 1 in the first 5 %. D_r has no skip connections,
-    through which it could copy the image. A prototype is the mean of projected features of the last but one decoder
-    stage over the labeled voxels of a foreground structure, on unlabeled patches weighed by the prediction, and only
-    after the first 20 %; structures of fewer than ``prototype_voxels`` there have none. One pass serves all terms;
-    prototypes, Dice and means are those of the batch of all ranks. A stock nnU-Net is deployed.
+    through which it could copy the image (``reconstruction_skips`` adds them). A prototype is the mean of projected
+    features of the last but one decoder stage over the labeled voxels of a foreground structure, on unlabeled patches
+    weighed by the prediction, and only after the first 20 %; structures of fewer than ``prototype_voxels`` there have
+    none. One pass serves all terms; prototypes, Dice and means are those of the batch of all ranks. A stock nnU-Net is
+    deployed.
 
     Readings of what is not published: ``dice_area=block`` weighs blocks of 16 voxels of labeled patches by the Dice
     inside instead of classes; ``reconstruct_from=features+prediction`` shows mu and log var the probabilities beside h;
@@ -77,6 +79,8 @@ class EFSMedSeg(SemiSupervisedTrainer):
     """How much more a voxel weighs in the reconstruction whose class has Dice 0 than one of Dice 1."""
     dice_area: Literal["class", "block"] = "class"
     reconstruct_from: Literal["features", "features+prediction"] = "features"
+    reconstruction_skips: bool = False
+    """Whether the reconstruction has skip connections from the encoder, as in OS-MedSeg."""
     contrast: Literal["prototypes", "global"] = "prototypes"
     temperature: float = 0.5
     prototype_voxels: int = 32
@@ -111,7 +115,8 @@ class EFSMedSeg(SemiSupervisedTrainer):
             shown = lowest.channels + (structures if self.reconstruct_from == "features+prediction" else 0)
             modules["latent"] = LatentGaussian(dimensions, shown, lowest.channels)
         if self.reconstruction_weight > 0:
-            modules["image_decoder"] = ImageDecoder(self.network, self.num_input_channels).to(self.device)
+            decoder = ImageDecoder(self.network, self.num_input_channels, self.reconstruction_skips)
+            modules["image_decoder"] = decoder.to(self.device)
             set_memory_format(modules["image_decoder"], self.memory_format)
             if self._do_i_compile():
                 modules["image_decoder"].compile()
@@ -119,6 +124,9 @@ class EFSMedSeg(SemiSupervisedTrainer):
                 modules["running_dice"] = RunningDice(structures)
         if modules or (self.contrast_weight > 0 and self.contrast == "global"):
             self.taps["bottleneck"] = FeatureTap(lowest.module)
+        if "image_decoder" in modules and self.reconstruction_skips:
+            stages = encoder_stages(self.network)[:-1]
+            self.taps |= {f"skipped {number}": FeatureTap(stage.module) for number, stage in enumerate(stages)}
         if self.contrast_weight > 0 and self.contrast == "global":
             modules["projector"] = vector_projector(lowest)
         elif self.contrast_weight > 0:
@@ -140,7 +148,8 @@ class EFSMedSeg(SemiSupervisedTrainer):
         if self.reconstruction_weight > 0:
             labeled = len(step.labeled)
             noise = torch.cat([self.randn_like(part) for part in (mean[:labeled], mean[labeled:])])
-            images = self.reconstruction(sample(mean, log_variance, noise))
+            skipped = [features for name, features in step.extra.items() if name.startswith("skipped ")]
+            images = self.reconstruction(sample(mean, log_variance, noise), *skipped)
             step.extra["reconstruction"] = images
             step.extra["weights"] = self.voxel_weights(step)
             error = self.masked_mean((images - step.images).square(), step.extra["weights"])
@@ -159,14 +168,14 @@ class EFSMedSeg(SemiSupervisedTrainer):
         with self.precision.autocast():
             return self.latent(features)
 
-    def reconstruction(self, latent: torch.Tensor) -> torch.Tensor:
-        """Images ``(N, C, *P)`` in float32, made of latent ones."""
+    def reconstruction(self, latent: torch.Tensor, *skipped: torch.Tensor) -> torch.Tensor:
+        """Images ``(N, C, *P)`` in float32, made of latent ones and what skips the bottleneck, if anything does."""
 
-        def decoded(part: torch.Tensor) -> list[torch.Tensor]:
+        def decoded(part: torch.Tensor, *skipped: torch.Tensor) -> list[torch.Tensor]:
             with self.precision.autocast():
-                return [self.image_decoder(part.contiguous(memory_format=self.memory_format)).float()]
+                return [self.image_decoder(part.contiguous(memory_format=self.memory_format), *skipped).float()]
 
-        return in_parts(decoded, latent, self.settings.micro_batch)[0]
+        return in_parts(decoded, latent, self.settings.micro_batch, *skipped)[0]
 
     @torch.no_grad()
     def voxel_weights(self, step: Step) -> torch.Tensor:

@@ -29,19 +29,19 @@ def test_summary_and_next_command(raw_root, capsys):
     assert any(
         "3d_fullres" in line and "2 labeled + 2 unlabeled" in line and "5 preprocessed" in line for line in lines
     )
-    assert lines[-1] == "Next: nnssl_train 801 MeanTeacher 0 -p nnSSLCPUPlans"
+    assert lines[-1] == "Next: nnssl_train 801 auto all -p nnSSLCPUPlans"
     assert not any("No CUDA" in line for line in lines)
     run("plan_and_preprocess", ["-d", NAME, "-pl", "nnSSLPlannerCPU", "-np", "1", "-npfp", "1", "-c", "2d"])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.strip().startswith("2d") and "0 preprocessed, 5 unchanged, 0 removed" in line for line in lines)
     assert any(line.strip().startswith("3d_fullres") and "not preprocessed" in line for line in lines)
-    assert lines[-1] == "Next: nnssl_train 801 MeanTeacher 0 -c 2d -p nnSSLCPUPlans"
+    assert lines[-1] == "Next: nnssl_train 801 auto all -c 2d -p nnSSLCPUPlans"
 
 
-def test_supervised_with_all_folds_is_next_for_a_single_case(raw_root, capsys):
+def test_next_command_for_a_single_case(raw_root, capsys):
     write_dataset(raw_root, labeled=1, unlabeled=0)
     run("plan_and_preprocess", ["-d", "801", "-pl", "nnSSLPlannerCPU", "-npfp", "1", "--no_pp"])
-    assert capsys.readouterr().out.splitlines()[-1] == "Next: nnssl_train 801 Supervised all -p nnSSLCPUPlans"
+    assert capsys.readouterr().out.splitlines()[-1] == "Next: nnssl_train 801 auto all -p nnSSLCPUPlans"
 
 
 @pytest.mark.parametrize("cuda", [False, True])

@@ -92,13 +92,30 @@ def test_voxels_are_exchanged_between_the_rows_and_none_is_lost(patch):
     assert exchanged > 0
 
 
-def test_rows_lie_at_corresponding_positions():
-    for batch in batches(loader(switch=RegionalSwitch(0.0), patch=(6, 6, 6)), 30):
-        for pair in batch["data"].unflatten(0, (2, 2)):
-            centers = [row[:3, 2:4, 2:4, 2:4].flatten(1).mean(1) for row in pair]
-            # half a voxel of the coarser case, where no border stands in the way
-            inside = ((centers[0] > 0.25) & (centers[0] < 0.75)).numpy()
-            assert np.allclose(centers[0][inside], centers[1][inside], atol=0.5 / 15 + 1e-6)
+def centers(batch, shape=None) -> list[np.ndarray]:
+    """Of each row, where the center of its patch lies in its case (relative), by what its voxels tell."""
+    found = []
+    for key, image in zip(batch["keys"], batch["data"].numpy(), strict=True):
+        voxel = np.argwhere(image[3] > 0)[0]
+        place = image[(slice(3), *voxel)]
+        found.append(place + (np.array(image.shape[1:]) / 2 - 0.5 - voxel) / (shape or SHAPES[key]))
+    return found
+
+
+@pytest.mark.parametrize("forced", [0.0, 0.33, 1.0])
+@pytest.mark.parametrize("patch", [(6, 6, 6), (24, 30, 22)])
+def test_rows_lie_at_corresponding_positions(patch, forced):
+    """Also where nnU-Net's patches on foreground reach out of the image, and in images smaller than the patch."""
+    initial = tuple(n + 8 for n in patch)
+    source = loader(4, patch, initial, switch=RegionalSwitch(0.0), oversample_foreground_percent=forced)
+    moved = 0
+    for batch in batches(source, 20):
+        places = centers(batch)
+        for (first, second), keys in zip((places[:2], places[2:]), (batch["keys"][:2], batch["keys"][2:]), strict=True):
+            # half a voxel of the case with fewer of them
+            assert (np.abs(first - second) <= 0.5 / np.min([SHAPES[key] for key in keys], 0) + 1e-6).all()
+            moved += (np.abs(first - 0.5) > 0.1).any()
+    assert moved > 10 or (patch[0] > 6 and forced == 0)
 
 
 def test_positions_follow_the_frames():
@@ -106,14 +123,16 @@ def test_positions_follow_the_frames():
     cases = Cases("ab", {"a": (40, 40, 40), "b": (40, 40, 40)})
     options = {"correspondence": Correspondence(frames), "oversample_foreground_percent": 0.0}
     source = loader(2, (4, 4, 4), cases=cases, switch=RegionalSwitch(0.0), **options)
-    seen = 0
-    for batch in batches(source, 30):
-        order = np.argsort(batch["keys"])
-        a, b = (batch["data"][i, :3].flatten(1).mean(1).numpy() for i in order)
-        inside = (a > 0.06) & (a < 0.45)  # elsewhere the border of one of the cases stands in the way
-        np.testing.assert_allclose(b[inside], a[inside] + 0.5, atol=0.02)
-        seen += inside.sum()
-    assert seen > 10
+    within = 0
+    for batch in batches(source, 60):
+        a, b = (centers(batch, (40, 40, 40))[i] for i in np.argsort(batch["keys"]))
+        # the center of the patch that follows stays within its case
+        (clipped,) = np.nonzero((a > 0.5) | (b < 0.5))
+        np.testing.assert_allclose(np.delete(b - a, clipped), 0.5, atol=0.02)
+        assert a.min() >= 0
+        assert b.max() <= 1
+        within += 3 - len(clipped)
+    assert within > 20
 
 
 def test_the_last_row_leads_and_keeps_the_foreground_that_nnunet_demands():

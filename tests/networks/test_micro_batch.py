@@ -86,3 +86,12 @@ def test_parts_take_the_memory_of_one():
 def test_no_part_is_empty():
     with pytest.raises(ValueError, match="at least 1"):
         in_parts(lambda images: [images], IMAGES, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_further_tensors_are_split_alike(size):
+    first, second = IMAGES.clone().requires_grad_(), (2 * IMAGES).requires_grad_()
+    in_parts(lambda a, b: [(a * b).sum(1)], first, size, second)[0].square().sum().backward()
+    product = (IMAGES * 2 * IMAGES).sum(1, keepdim=True)
+    torch.testing.assert_close(first.grad, 2 * product * 2 * IMAGES)
+    torch.testing.assert_close(second.grad, 2 * product * IMAGES)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nnssl.errors import UserError
-from nnssl.networks.features import bottleneck, last_but_one_decoder_stage, voxel_projector
+from nnssl.networks.features import bottleneck, encoder_stages, last_but_one_decoder_stage, voxel_projector
 from nnssl.networks.variational import ImageDecoder, LatentGaussian, kl_to_standard_normal, sample
 from tests.support.unets import KINDS, small_unet
 
@@ -29,6 +29,21 @@ def test_an_image_is_made_from_the_bottleneck(kind, dimensions):
     assert all(p.grad is not None for module in (gaussian, decoder) for p in module.parameters())
     assert next(network.encoder.parameters()).grad is not None
     assert all(p.grad is None for p in network.decoder.seg_layers.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_skips_the_bottleneck_reaches_the_image(kind):
+    network = small_unet(kind, 2)
+    features = network.encoder(torch.randn(2, 1, 16, 16))
+    skipped = [tensor.detach().requires_grad_() for tensor in features[:-1]]
+    decoder = ImageDecoder(network, 1, skips=True)
+    image = decoder(torch.zeros(2, decoder.latent_channels, *features[-1].shape[2:]), *skipped)
+    assert image.shape == (2, 1, 16, 16)
+    (image[0].square().sum()).backward()
+    for tensor in skipped:
+        assert tensor.grad[0].abs().sum() > 0
+        assert tensor.grad[1].abs().sum() == 0
+    assert [layer.channels for layer in encoder_stages(network)] == list(network.encoder.output_channels)
 
 
 def test_other_networks_are_refused():

@@ -207,7 +207,13 @@ def test_the_contrast_trains_the_decoder_and_the_projector(make):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"dice_area": "block"}, {"reconstruct_from": "features+prediction"}, {"contrast": "global"}]
+    "setting",
+    [
+        {"dice_area": "block"},
+        {"reconstruct_from": "features+prediction"},
+        {"contrast": "global"},
+        {"reconstruction_skips": True},
+    ],
 )
 @pytest.mark.parametrize("options", [{"dimensions": 2, "channels": 2, "classes": 3, "ignore": True}, {}])
 def test_other_readings(make, options, setting):

@@ -361,6 +361,14 @@ def test_batch_norm_of_a_teacher_mixes_nothing(tiny):
     assert obstacle_to_parts(trainer) is None
 
 
+def test_dropout_is_refused_where_it_drops(tiny):
+    trainer = tiny().trainer("Supervised")
+    unwrap(trainer.network).extra = nn.Dropout3d(0.0)
+    assert obstacle_to_parts(trainer) is None
+    unwrap(trainer.network).extra = nn.Dropout3d(0.1)
+    assert "dropout would draw other numbers (layer extra)" in obstacle_to_parts(trainer)
+
+
 def test_a_hook_on_a_layer_is_refused(tiny):
     trainer = tiny().trainer("Supervised")
     unwrap(trainer.network).encoder.register_forward_hook(lambda *call: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from nnssl.errors import UserError
 from nnssl.networks.channel_dropout import is_scalable
@@ -22,6 +23,8 @@ def obstacle_to_parts(trainer: SemiSupervisedTrainer) -> str | None:
             # a teacher's batch norm uses stored statistics and mixes nothing
             if isinstance(layer, _BatchNorm) and (trained or layer.training):
                 return f"batch normalization mixes the samples of a pass (layer {name})"
+            if isinstance(layer, _DropoutNd) and layer.p > 0 and (trained or layer.training):
+                return f"dropout would draw other numbers (layer {name})"
             if is_scalable(layer):
                 return f"the method scales the channels of each patch in a pass (layer {name})"
             if layer._forward_hooks or layer._forward_pre_hooks:
