@@ -33,6 +33,7 @@ class Situation:
         labeled: number of labeled cases of the data set.
         unlabeled: number of its unlabeled cases.
         steps: of the training.
+        dimensions: of the patches, 2 or 3.
         cascaded: whether it is the second stage of a cascade.
         corresponding: whether classes of different labeled cases, of which the fold trains on two or more, have a place
             in common.
@@ -43,6 +44,7 @@ class Situation:
     labeled: int
     unlabeled: int
     steps: int
+    dimensions: int = 3
     cascaded: bool = False
     corresponding: bool = False
     registrable: int = 0
@@ -76,6 +78,13 @@ RULES = (
         "Supervised",
         {},
         "no other method trains one",
+    ),
+    Rule(
+        "patches in 2D",
+        lambda s: s.dimensions == 2,
+        "Supervised",
+        {},
+        "with 8 labeled ultrasound images, at 200 steps, no method gained; nothing longer has been measured",
     ),
     Rule(
         f"fewer than {FEWEST_LABELED} labeled cases",

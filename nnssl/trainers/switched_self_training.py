@@ -6,6 +6,7 @@ import torch
 
 from nnssl.dataloading.mixed_pairs import PairedCases
 from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases
+from nnssl.trainers.engine.requirements import check_value
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
 from nnssl.trainers.self_training import SelfTraining
@@ -33,12 +34,18 @@ class SwitchedSelfTraining(SelfTraining):
     year = 2026
     status = "own"
     min_labeled = 2
+    min_labeled_patches = 2
     memory_factor = 1.0
 
     atlas_augmentation = "regional_switch"
     rounds = 2
     round_shares = (1.0, 2.0)
     mixing: bool = True
+
+    def check_settings(self) -> None:
+        super().check_settings()
+        # patches hold voxels of both kinds
+        check_value(self, "pseudo_weight", self.pseudo_weight == 1 or not self.mixing, "1 while mixing")
 
     @property
     def num_unlabeled(self) -> int:

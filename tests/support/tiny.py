@@ -98,7 +98,13 @@ class Tiny:
         trainer = self.bare_trainer(name, fold)
         # the estimate and the pictures take longer than these trainings
         settings = RunSettings(
-            seed=0, deterministic=True, micro_batch=self.micro_batch, memory_check=False, preview_every=0
+            seed=0,
+            deterministic=True,
+            # the same on CPUs with and without bf16
+            precision="fp32" if DEVICE.type == "cpu" else "auto",
+            micro_batch=self.micro_batch,
+            memory_check=False,
+            preview_every=0,
         )
         trainer.configure(budget | (LIGHT.get(name, {}) if self.light else {}) | overrides, settings)
         trainer.initialize()

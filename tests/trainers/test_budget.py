@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from nnssl.cli import run as run_command
 from nnssl.errors import UserError
@@ -45,6 +47,25 @@ def test_length_of_a_training(costs, minutes, options, epochs, steps):
     assert found.deadline == 1000 + 60 * minutes - costs.after
     assert (found.epochs, found.iterations_per_epoch, found.steps) == (epochs, steps, epochs * steps)
     assert f"{epochs} epochs of {steps} steps" in found.explanation
+
+
+def test_batches_that_workers_hold_ready_are_not_timed(monkeypatch):
+    """They come at once, however slow the workers are."""
+    ready = 1 + 3 * 2  # the first, and what each of two workers has prefetched meanwhile
+    slow = 0.02
+
+    class Stream:
+        taken = 0
+
+        def __next__(self) -> None:
+            Stream.taken += 1
+            if Stream.taken > ready:
+                time.sleep(slow)
+
+    trainer = SimpleNamespace(dataloader_train=Stream(), device=torch.device("cpu"))
+    monkeypatch.setattr(budget, "worker_counts", lambda trainer: {"labeled": 2, "unlabeled": 1})
+    assert budget._drain(trainer) >= 2 * slow
+    assert budget._median_seconds(trainer, lambda: next(trainer.dataloader_train)) >= slow
 
 
 def test_the_training_ends_in_time():

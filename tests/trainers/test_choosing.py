@@ -49,6 +49,8 @@ USUAL = Situation(labeled=4, unlabeled=100, steps=250_000, steps_after_registrat
         ({"unlabeled": FEWEST_UNLABELED}, "BCP"),
         ({"steps": FEWEST_STEPS - 1}, "Supervised"),
         ({"cascaded": True}, "Supervised"),
+        ({"dimensions": 2}, "Supervised"),
+        ({"dimensions": 2, "labeled": 2, "corresponding": True, "registrable": 100}, "Supervised"),
     ],
 )
 def test_rules(changes, trainer):
@@ -142,6 +144,7 @@ def test_auto_trains_what_the_rules_say_and_prediction_finds_it(tiny, capsys):
         "labeled": 3,
         "unlabeled": FEWEST_UNLABELED,
         "steps": 2,
+        "dimensions": 3,
         "cascaded": False,
         "corresponding": False,
         "registrable": 0,

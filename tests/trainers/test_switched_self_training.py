@@ -82,3 +82,16 @@ def test_one_labeled_case_is_refused(tmp_path, monkeypatch):
     trainer = Tiny(labeled=1, labeled_batch=2).write(tmp_path, monkeypatch).trainer("SwitchedSelfTraining", **BUDGET)
     with pytest.raises(UserError, match="at least 2 labeled cases"):
         trainer.run_training()
+
+
+def test_one_weight_for_voxels_of_both_kinds(tmp_path, monkeypatch):
+    tiny = Tiny(labeled=2, labeled_batch=2).write(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=r"(?s)pseudo_weight.*1 while mixing"):
+        tiny.trainer("SwitchedSelfTraining", pseudo_weight=0.5, **BUDGET).run_training()
+
+
+def test_a_single_labeled_patch_is_refused(tmp_path, monkeypatch):
+    """It would be the pseudo-labeled one of a pair."""
+    tiny = Tiny(labeled=2, labeled_batch=1).write(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="at least 2 labeled patches per step"):
+        tiny.trainer("SwitchedSelfTraining", **BUDGET | {"labeled_batch_size": 1}).run_training()

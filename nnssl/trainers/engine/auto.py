@@ -122,6 +122,7 @@ def situation_of(plan: RequestedPlan, fold: str, steps: int, minutes: float | No
         labeled=labeled,
         unlabeled=len(unlabeled),
         steps=steps,
+        dimensions=len(planned["patch_size"]),
         registrable=_registrable(plan.dataset, unlabeled_folder(folder), unlabeled, labeled, minutes),
         steps_after_registration=steps if minutes is None else int(steps * (1 - REGISTRATION_SHARE)),
         cascaded=planned.get("previous_stage") is not None,

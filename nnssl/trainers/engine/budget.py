@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnssl.dataloading.cases import NamedErrors
+from nnssl.dataloading.streams import PREFETCHED_BATCHES
 from nnssl.errors import UserError
 from nnssl.trainers.engine.deadline import phase_boundaries
 from nnssl.trainers.engine.distributed import current_ranks
-from nnssl.trainers.engine.pipelines import unlabeled_images
+from nnssl.trainers.engine.pipelines import unlabeled_images, worker_counts
 from nnssl.trainers.engine.recipe import total_steps
 from nnssl.trainers.engine.request import TrainingRequest, overrides_of, trainer_class_of
 from nnssl.trainers.engine.trial import trial
@@ -162,6 +163,7 @@ def measure_costs(trainer: SemiSupervisedTrainer) -> Costs:
         for start, end in zip(starts, [*starts[1:], total], strict=True):
             if start > 0:
                 _go_to(trainer, start)
+            began += _drain(trainer)
             seconds = _median_seconds(trainer, lambda: _step(trainer))
             step += seconds * (end - start) / total
             ready = ready or time.monotonic() - began - _MEASURED * seconds
@@ -178,6 +180,15 @@ def _go_to(trainer: SemiSupervisedTrainer, iteration: int) -> None:
     trainer.dataloader_val.close()
     trainer.iteration, trainer.current_epoch = iteration, iteration // trainer.num_iterations_per_epoch
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+
+
+def _drain(trainer: SemiSupervisedTrainer) -> float:
+    """Takes the batches that the workers hold ready, which would hide how fast they are; the seconds it took."""
+    next(trainer.dataloader_train)
+    began = time.monotonic()
+    for _ in range((PREFETCHED_BATCHES + 1) * max(worker_counts(trainer).values())):
+        next(trainer.dataloader_train)
+    return time.monotonic() - began
 
 
 def _step(trainer: SemiSupervisedTrainer) -> None:
