@@ -3,13 +3,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnssl.ext_trainer import shim_folder
+from nnssl.inference.models import find_model
+from nnssl.inference.predictor import Predictor
 from nnssl.trainers.registry import get_trainer, registered_trainers
+from nnssl.utils.files import write_json
+from tests.support.tiny import Tiny
 
 
 def search(name: str) -> type | None:
@@ -50,3 +56,32 @@ def test_nnunets_whole_search():
     environment = os.environ | {"nnUNet_extTrainer": str(shim_folder())}
     done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].startswith("nnssl.trainers.")
+
+
+STOCK_PREDICTION = """
+import sys, torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+predictor.initialize_from_trained_model_folder(sys.argv[1], ("all",), "checkpoint_final.pth")
+image = torch.randn(1, 16, 20, 16, generator=torch.Generator().manual_seed(1))
+torch.save(predictor.predict_logits_from_preprocessed_data(image), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_stock_predicts_with_a_checkpoint_of_ours(tmp_path, monkeypatch):
+    tiny = Tiny().write(tmp_path, monkeypatch)
+    trainer = tiny.trainer("MeanTeacher")
+    trainer.train_step(tiny.batch())
+    folder = Path(trainer.output_folder_base)
+    (folder / "fold_all").mkdir(parents=True, exist_ok=True)
+    trainer.save_checkpoint(str(folder / "fold_all" / "checkpoint_final.pth"))
+    write_json(trainer.plans_manager.plans, folder / "plans.json")
+    write_json(trainer.dataset_json, folder / "dataset.json")
+    found = tmp_path / "logits.pt"
+    environment = os.environ | {"nnUNet_extTrainer": str(shim_folder())}
+    subprocess.run([sys.executable, "-c", STOCK_PREDICTION, str(folder), str(found)], env=environment, check=True)
+    ours = Predictor(device=torch.device("cpu"), precision="fp32", memory_format="contiguous", allow_tqdm=False)
+    ours.initialize_from_model(find_model(tiny.base.name))
+    image = torch.randn(1, 16, 20, 16, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.load(found), ours.predict_logits_from_preprocessed_data(image))
