@@ -30,13 +30,12 @@ class Situation:
     """What is known before a training.
 
     Attributes:
-        labeled: number of labeled cases of the data set.
-        unlabeled: number of its unlabeled cases.
+        labeled: number of labeled cases that are trained on.
+        unlabeled: number of unlabeled cases that may be used.
         steps: of the training.
         dimensions: of the patches, 2 or 3.
         cascaded: whether it is the second stage of a cascade.
-        corresponding: whether classes of different labeled cases, of which the fold trains on two or more, have a place
-            in common.
+        corresponding: whether there are several labeled cases, and their classes have a place in common.
         registrable: number of unlabeled cases to which there is time to register the labeled ones.
         steps_after_registration: of the training, where that is done in the same minutes.
     """

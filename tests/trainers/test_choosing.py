@@ -175,7 +175,7 @@ def test_the_choice_of_the_first_run_holds_for_the_others(tiny, capsys):
     assert chosen(overwrite=True).trainer == "BCP"
 
 
-def test_a_common_place_is_read_from_the_plans_and_needs_two_cases_of_the_fold(tiny, monkeypatch):
+def test_a_common_place_is_read_from_the_plans_and_needs_two_cases_of_the_fold(tiny):
     file = preprocessed_folder() / NAME / f"{PLANS}.json"
     plans = json.loads(file.read_text())
     block = plans["configurations"][tiny.configuration].setdefault("semi_supervised", {})
@@ -187,9 +187,12 @@ def test_a_common_place_is_read_from_the_plans_and_needs_two_cases_of_the_fold(t
         assert ("atlas_augmentation=regional_switch" in switched) == expected
     plan = requested_plan(request())
     plan.plans["configurations"][tiny.configuration]["semi_supervised"]["atlas_evidence"]["common_place"] = True
-    monkeypatch.setattr("nnssl.trainers.engine.auto.infer_dataset_class", lambda folder: TwoCases)
-    assert situation_of(plan, "all", 2).corresponding
-    assert not situation_of(plan, "0", 2).corresponding
+    assert situation_of(plan, "0", 2).corresponding
+    assert situation_of(plan, "0", 2).labeled == 2
+    splits = [{"train": ["labeled_0"], "val": ["labeled_1", "labeled_2"], "unlabeled": ["unlabeled_3"]}]
+    (preprocessed_folder() / NAME / "splits_final.json").write_text(json.dumps(splits))
+    alone = situation_of(plan, "0", 2)
+    assert (alone.labeled, alone.unlabeled, alone.corresponding) == (1, 1, False)
 
 
 def test_registration_needs_the_raw_data_and_time(tiny, monkeypatch):
@@ -213,12 +216,6 @@ def test_registration_needs_the_raw_data_and_time(tiny, monkeypatch):
     monkeypatch.setattr(auto, "expected_seconds", lambda shape: {(10, 20, 30): 162 / tiny.labeled}[shape])
     assert registrable(minutes=6) == 2
     assert situation_of(requested_plan(request()), "all", 600, minutes=6).steps_after_registration == 400
-
-
-class TwoCases:
-    @staticmethod
-    def get_identifiers(folder: str) -> list[str]:
-        return ["a", "b"]
 
 
 def test_auto_cannot_be_validated_before_it_was_trained(tiny):

@@ -15,6 +15,7 @@ from nnssl.dataloading.cases import unlabeled_folder, unlabeled_identifiers
 from nnssl.dataloading.properties import read_properties
 from nnssl.dataset.parallel import default_processes
 from nnssl.dataset.raw import RawDataset
+from nnssl.dataset.splits import SPLITS_FILE, load_fold
 from nnssl.errors import UserError
 from nnssl.inference.models import AUTO, auto_record
 from nnssl.preprocessing.registration import expected_seconds
@@ -109,14 +110,15 @@ def situation_of(plan: RequestedPlan, fold: str, steps: int, minutes: float | No
 
     Args:
         plan: of the training.
-        fold: that is trained.
+        fold: that is trained; it says how many cases there are.
         steps: of the training.
         minutes: for the whole training, if the user has named them.
     """
     planned = _inherited(plan.plans["configurations"], plan.configuration)
     folder = plan.folder / planned["data_identifier"]
-    labeled = len(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
-    unlabeled = unlabeled_identifiers(unlabeled_folder(folder))
+    cases = infer_dataset_class(str(folder)).get_identifiers(str(folder))
+    trained = load_fold(plan.folder / SPLITS_FILE, fold, cases, unlabeled_identifiers(unlabeled_folder(folder)))
+    labeled, unlabeled = len(trained.train), trained.unlabeled
     evidence = planned.get("semi_supervised", {}).get("atlas_evidence", {})
     return Situation(
         labeled=labeled,
@@ -126,8 +128,7 @@ def situation_of(plan: RequestedPlan, fold: str, steps: int, minutes: float | No
         registrable=_registrable(plan.dataset, unlabeled_folder(folder), unlabeled, labeled, minutes),
         steps_after_registration=steps if minutes is None else int(steps * (1 - REGISTRATION_SHARE)),
         cascaded=planned.get("previous_stage") is not None,
-        # a fold other than 'all' keeps at least one case for validation
-        corresponding=evidence.get("common_place", False) and labeled > (1 if fold == "all" else 2),
+        corresponding=evidence.get("common_place", False) and labeled > 1,
     )
 
 
