@@ -1,4 +1,4 @@
-"""Optimizers and schedules for short trainings with few labels, and mirroring (docs/few_labels.md).
+"""Optimizers and learning rates for short trainings with few labels, and mirroring (docs/few_labels.md).
 
 Candidates are compared on validation cases from the training pools, one change at a time; test cases take part in no
 choice.
