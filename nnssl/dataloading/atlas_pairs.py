@@ -20,7 +20,9 @@ from nnssl.dataloading.streams import numpy_seeded
 class Pair:
     """Rows that are made of two cases, as far as it is decided for the whole batch.
 
-    The leader's patch is placed as nnU-Net does, the follower's at the corresponding position.
+    The leader's patch is placed as nnU-Net does, the follower's at the corresponding position. But patches on
+    foreground, which nnU-Net lets reach beyond the upper borders of an image, stay where its random ones lie, so that
+    the image fills both.
     """
 
     leading_row: int
@@ -102,6 +104,7 @@ class AtlasPairsLoader(RowsLoader):
             show = self._show_foreground(pair.leading_row)
             chosen = self._centers.get(pair.leading_row) if show else None
             lower, _ = nnUNetDataLoader.get_bbox(self, leader_shape, show, locations, chosen, verbose)
+            lower = np.minimum(lower, self._highest_corner(leader_shape))
             region = self.switch.draw(self.patch_size, self.final_patch_size, np.random.default_rng(pair.seed))
         corners = [[int(n) for n in lower], self._corresponding(pair, lower, leader_shape, follower_shape)]
         own, others = corners if leads else reversed(corners)
@@ -115,8 +118,12 @@ class AtlasPairsLoader(RowsLoader):
         center = self.correspondence.position(
             np.asarray(lower) + half, (pair.leader, leader_shape), (pair.follower, follower_shape)
         )
-        # not in nnU-Net's range for random patches: those on foreground, which leaders are, reach further
         return [int(n) for n in np.rint(np.clip(center, 0, follower_shape) - half)]
+
+    def _highest_corner(self, shape: Any) -> np.ndarray:
+        """The last of the lower corners from which nnU-Net draws random patches."""
+        room = np.asarray(shape) - np.asarray(self.patch_size)
+        return room + (np.maximum(self.need_to_pad, -room) + 1) // 2
 
     def _switch_and_transform(self, image: torch.Tensor, segmentation: torch.Tensor) -> dict[str, Any]:
         if self._region is not None and self._partner is not None:

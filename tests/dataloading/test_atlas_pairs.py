@@ -115,7 +115,13 @@ def test_rows_lie_at_corresponding_positions(patch, forced):
             # half a voxel of the case with fewer of them
             assert (np.abs(first - second) <= 0.5 / np.min([SHAPES[key] for key in keys], 0) + 1e-6).all()
             moved += (np.abs(first - 0.5) > 0.1).any()
-    assert moved > 10 or (patch[0] > 6 and forced == 0)
+            # what the network will see of the row that leads lies within the image, or has it in the middle
+            shape, edges = np.array(SHAPES[keys[1]]), np.array(patch)
+            margin = np.maximum(edges - shape, 0)
+            lower = second * shape - edges / 2
+            assert (lower >= -margin - 0.5).all()
+            assert (lower + edges <= shape + margin + 0.5).all()
+    assert moved > 10 or patch[0] > 6
 
 
 def test_positions_follow_the_frames():
