@@ -126,8 +126,8 @@ RULES = (
         ),
         "Supervised",
         {"atlas_augmentation": "regional_switch"},
-        "the regional switch gained 0.016 Dice on hippocampus with two cases (400 steps) and 0.005 with four (1,200 "
-        "steps), where BCP gained as much in 1.8 times the minutes",
+        "the regional switch gained 0.016 Dice on hippocampus with two cases (400 steps) and 0.006 with four (1,200 "
+        "steps), where BCP gained no more in twice the minutes",
     ),
     Rule(
         f"fewer than {FEWEST_UNLABELED} unlabeled cases",
