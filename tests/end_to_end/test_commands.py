@@ -117,7 +117,7 @@ def test_a_scan_that_cannot_be_registered_is_left_out(planned, monkeypatch, caps
 
 def test_auto_registers_two_corresponding_cases_within_the_minutes(planned, monkeypatch, capsys):
     monkeypatch.setattr(choosing, "FEWEST_UNLABELED", 1)
-    monkeypatch.setattr(choosing, "FEWEST_STEPS_OF_TWO", 1)
+    monkeypatch.setattr(choosing, "FEWEST_STEPS_REGISTERED", 1)
     monkeypatch.setattr(budget, "FEWEST_STEPS", 1)
     shutil.rmtree(planned / "nnUNet_preprocessed" / NAME / "registered_labels", ignore_errors=True)
     budget_flags = ["--minutes", "0.5", "--seed", "0", "-device", "cpu", "--overwrite"]

@@ -15,7 +15,8 @@ from nnssl.trainers.choosing import (
     FEW_LABELED,
     FEWEST_LABELED,
     FEWEST_STEPS,
-    FEWEST_STEPS_OF_TWO,
+    FEWEST_STEPS_REGISTERED,
+    FEWEST_STEPS_SWITCHED,
     FEWEST_UNLABELED,
     LONG_STEPS,
     MOST_REGISTERED,
@@ -66,8 +67,8 @@ def test_rules(changes, trainer):
     [
         ({"steps": LONG_STEPS - 1}, True),
         ({"unlabeled": FEWEST_UNLABELED - 1}, True),
-        ({"steps": FEWEST_STEPS_OF_TWO}, True),
-        ({"steps": FEWEST_STEPS_OF_TWO - 1}, False),
+        ({"steps": FEWEST_STEPS_SWITCHED}, True),
+        ({"steps": FEWEST_STEPS_SWITCHED - 1}, False),
         ({"steps": FEWEST_STEPS, "labeled": MOST_SWITCHED}, True),
         ({"steps": FEWEST_STEPS - 1, "labeled": MOST_SWITCHED}, False),
         ({}, False),
@@ -87,8 +88,8 @@ def test_few_corresponding_cases_are_switched_in_short_trainings(changes, switch
     ("changes", "registered"),
     [
         ({}, True),
-        ({"steps_after_registration": FEWEST_STEPS_OF_TWO}, True),
-        ({"steps_after_registration": FEWEST_STEPS_OF_TWO - 1}, False),
+        ({"steps_after_registration": FEWEST_STEPS_REGISTERED}, True),
+        ({"steps_after_registration": FEWEST_STEPS_REGISTERED - 1}, False),
         ({"labeled": MOST_REGISTERED}, True),
         ({"labeled": MOST_REGISTERED + 1}, False),
         ({"labeled": 1}, False),
@@ -187,7 +188,7 @@ def test_a_common_place_is_read_from_the_plans_and_needs_two_cases_of_the_fold(t
     for common, fold, expected in ((True, "all", True), (True, "0", True), (False, "all", False)):
         block["atlas_evidence"] = {"pairs": 3, "common_place": common, "overlap": {}}
         file.write_text(json.dumps(plans))
-        asked = replace(request(epochs=FEWEST_STEPS_OF_TWO), fold=fold)
+        asked = replace(request(epochs=FEWEST_STEPS_SWITCHED), fold=fold)
         switched = with_choice(asked, torch.device("cpu")).overrides
         assert ("atlas_augmentation=regional_switch" in switched) == expected
     plan = requested_plan(request())
