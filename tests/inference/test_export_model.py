@@ -13,9 +13,8 @@ from nnssl.errors import UserError
 from nnssl.inference.export import export_model
 from nnssl.inference.models import find_model, open_model
 from nnssl.inference.predictor import Predictor
-from nnssl.utils.files import write_json
 from tests.inference.model_folders import change_checkpoint, write_model
-from tests.support.tiny import Tiny
+from tests.support.tiny import Tiny, save_model
 
 CPU = torch.device("cpu")
 MEAN_TEACHER = {"trainer": "MeanTeacher", "folds": (0, 1)}
@@ -78,11 +77,7 @@ def test_a_trained_mean_teacher(tmp_path, monkeypatch):
     tiny = Tiny().write(tmp_path, monkeypatch)
     trainer = tiny.trainer("MeanTeacher")
     trainer.train_step(tiny.batch())
-    folder = Path(trainer.output_folder_base)
-    (folder / "fold_all").mkdir(parents=True, exist_ok=True)
-    trainer.save_checkpoint(str(folder / "fold_all" / "checkpoint_final.pth"))
-    write_json(trainer.plans_manager.plans, folder / "plans.json")
-    write_json(trainer.dataset_json, folder / "dataset.json")
+    save_model(trainer)
     model = find_model(tiny.base.name)
     assert "MeanTeacher" in str(model)
     ours = Predictor(device=CPU, precision="fp32", memory_format="contiguous", allow_tqdm=False)

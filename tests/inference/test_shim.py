@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,7 @@ from nnssl.ext_trainer import shim_folder
 from nnssl.inference.models import find_model
 from nnssl.inference.predictor import Predictor
 from nnssl.trainers.registry import get_trainer, registered_trainers
-from nnssl.utils.files import write_json
-from tests.support.tiny import Tiny
+from tests.support.tiny import Tiny, save_model
 
 
 def search(name: str) -> type | None:
@@ -73,11 +71,7 @@ def test_stock_predicts_with_a_checkpoint_of_ours(tmp_path, monkeypatch):
     tiny = Tiny().write(tmp_path, monkeypatch)
     trainer = tiny.trainer("MeanTeacher")
     trainer.train_step(tiny.batch())
-    folder = Path(trainer.output_folder_base)
-    (folder / "fold_all").mkdir(parents=True, exist_ok=True)
-    trainer.save_checkpoint(str(folder / "fold_all" / "checkpoint_final.pth"))
-    write_json(trainer.plans_manager.plans, folder / "plans.json")
-    write_json(trainer.dataset_json, folder / "dataset.json")
+    folder = save_model(trainer)
     found = tmp_path / "logits.pt"
     environment = os.environ | {"nnUNet_extTrainer": str(shim_folder())}
     subprocess.run([sys.executable, "-c", STOCK_PREDICTION, str(folder), str(found)], env=environment, check=True)

@@ -269,3 +269,13 @@ class Tiny:
         mask = np.ones((1, *image.shape[1:]), np.int8)
         mask[:, :, :4] = 0
         blosc2.asarray(mask, urlpath=str(folder / f"{case}_mask.b2nd"))
+
+
+def save_model(trainer: Any) -> Path:
+    """Leaves the checkpoint of fold ``all`` and what else the folder of a model holds; returns the folder."""
+    folder = Path(trainer.output_folder_base)
+    (folder / "fold_all").mkdir(parents=True, exist_ok=True)
+    trainer.save_checkpoint(str(folder / "fold_all" / "checkpoint_final.pth"))
+    write_json(trainer.plans_manager.plans, folder / "plans.json")
+    write_json(trainer.dataset_json, folder / "dataset.json")
+    return folder
