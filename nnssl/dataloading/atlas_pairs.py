@@ -118,7 +118,7 @@ class AtlasPairsLoader(RowsLoader):
         center = self.correspondence.position(
             np.asarray(lower) + half, (pair.leader, leader_shape), (pair.follower, follower_shape)
         )
-        return [int(n) for n in np.rint(np.clip(center, 0, follower_shape) - half)]
+        return [int(n) for n in np.rint(np.clip(center, 0.5, np.asarray(follower_shape) - 0.5) - half)]
 
     def _highest_corner(self, shape: Any) -> np.ndarray:
         """The last of the lower corners from which nnU-Net draws random patches."""

@@ -205,6 +205,14 @@ def test_transforms_come_after_the_switch():
     assert torch.equal(half, full[:, :, ::2, ::2, ::2])
 
 
+def test_a_slice_that_follows_is_one_of_its_case():
+    frames = {"a": Frame.of_box([(0, 0.5)] * 3), "b": Frame.of_box([(0.5, 1)] * 3)}
+    cases = Cases("ab", {"a": (7, 9, 9), "b": (8, 9, 9)})
+    options = {"correspondence": Correspondence(frames), "oversample_foreground_percent": 0.0}
+    for batch in batches(loader(2, (4, 4), cases=cases, switch=RegionalSwitch(0.0), **options), 60):
+        assert (batch["data"][:, 3] > 0).flatten(1).any(1).all()
+
+
 def test_patches_larger_than_the_images_are_padded():
     shapes = {"a": (6, 10, 8), "b": (9, 6, 10)}
     cases = Cases("ab", shapes)
