@@ -83,7 +83,8 @@ def test_a_run_is_repeated_from_its_record(place, monkeypatch):
     settings = " ".join(f"--set {name}={record['hyperparameters'][name]}" for name in names)
     command = (
         f"train {record['dataset']} {record['trainer']} {record['fold']} -p {record['plans']} -device "
-        f"{record['device']} --seed {record['settings']['seed']} {settings} --disable_memory_check --overwrite"
+        f"{record['device']} --seed {record['settings']['seed']} {settings} --disable_memory_check --overwrite "
+        f"--precision {record['settings']['precision']} --memory-format {record['settings']['memory_format']}"
     )
     torch.set_num_threads(record["machine"]["threads"])
     assert place.run(command) == 0

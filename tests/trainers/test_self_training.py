@@ -77,7 +77,7 @@ def test_round_0_learns_from_masks_that_it_is_given(tiny, tmp_path):
 def test_given_masks_may_be_all_that_a_training_learns_from(tiny, tmp_path):
     masks = tmp_path / "masks"
     _write_masks(tiny, masks, ["unlabeled_0"])
-    budget = {"rounds": 1, "initial_pseudo_labels": str(masks)}
+    budget = {"rounds": 1, "initial_pseudo_labels": str(masks), "labeled_batch_size": 2}
     for name in ("SelfTraining", "SwitchedSelfTraining"):
         trainer = tiny.trainer(name, **BUDGET | budget)
         assert trainer.phase_starts == ()
