@@ -23,7 +23,6 @@ NNUNET = (BRIEF,)
 ADAMW = (*NNUNET, "optimizer_name=AdamW", "initial_lr=2e-3", "weight_decay=0.01")
 # what the short recipe is with many classes
 MANY = (*ADAMW, "initial_lr=1e-2", "warmup_steps=20", "segmentation_dice_weight=16", "rare_class_power=0.5")
-AVERAGED = (*ADAMW, "consistency_weight=0", "deploy=teacher", "unlabeled_batch_size=1")
 STEPS_PER_EPOCH, EPOCHS = 40, 10
 
 # row: trainer, hyper-parameters, times the steps
@@ -39,14 +38,17 @@ CANDIDATES = {
     "AdamW 2e-3, 40 steps of warm-up": ("Supervised", (*ADAMW, "warmup_steps=40"), 1),
     "AdamW 2e-3, weight decay 0.05": ("Supervised", (*ADAMW, "weight_decay=0.05"), 1),
     "AdamW 2e-3, weight decay 3e-5": ("Supervised", (*ADAMW, "weight_decay=3e-5"), 1),
+    "AdamW 2e-3, decay to the power of 2": ("Supervised", (*ADAMW, "lr_decay_power=2"), 1),
+    "AdamW 2e-3, decay to the power of 0.5": ("Supervised", (*ADAMW, "lr_decay_power=0.5"), 1),
     "AdamW 2e-3, foreground 67 %": ("Supervised", (*ADAMW, "oversample_foreground_percent=0.67"), 1),
     "AdamW 2e-3, no deep supervision": ("Supervised", (*ADAMW, "enable_deep_supervision=False"), 1),
     "AdamW 2e-3, mirrored along all axes": ("Supervised", (*ADAMW, "mirror_axes=(0,1,2)"), 1),
     "AdamW 2e-3, not mirrored": ("Supervised", (*ADAMW, "mirror_axes=()"), 1),
-    "AdamW 2e-3, EMA 0.99 of weights": ("MeanTeacher", AVERAGED, 1),
-    "AdamW 2e-3, EMA 0.95 of weights": ("MeanTeacher", (*AVERAGED, "ema_decay=0.95"), 1),
+    "AdamW 2e-3, not rotated": ("Supervised", (*ADAMW, "rotation_degrees=0"), 1),
     "the recipe of many classes": ("Supervised", MANY, 1),
 }
+# the other one of nnU-Net's two ranges: ACDC has slices, within which it rotates by up to 180 degrees
+ROTATED = {"hippocampus_4_cv": 180, "acdc_4_cv": 30}
 # 16 structures, 240 steps: the recipe of many classes, what each part of it adds, and mirroring
 BRAIN = DataSet("oasis_2_cv", "oasis35_2mm", labeled=2, validation=5)
 BRAIN_EPOCHS = 6
@@ -65,12 +67,16 @@ PARTS = {
 
 def jobs() -> list[Job]:
     """Pool by pool, row by row."""
-    found = [
-        Job(row, pool, trainer, seed, EPOCHS * times, STEPS_PER_EPOCH, overrides)
-        for pool in POOLS
-        for row, (trainer, overrides, times) in CANDIDATES.items()
-        for seed in (0, 1)
-    ]
+    found = []
+    for pool in POOLS:
+        angle = ROTATED[pool.name]
+        rotated = (*ADAMW, f"rotation_degrees={angle}")
+        rows = CANDIDATES | {f"AdamW 2e-3, rotated by up to {angle} degrees": ("Supervised", rotated, 1)}
+        found += [
+            Job(row, pool, trainer, seed, EPOCHS * times, STEPS_PER_EPOCH, overrides)
+            for row, (trainer, overrides, times) in rows.items()
+            for seed in (0, 1)
+        ]
     return found + [
         Job(row, BRAIN, "Supervised", seed, BRAIN_EPOCHS, STEPS_PER_EPOCH, overrides)
         for seed in (0, 1)

@@ -98,6 +98,8 @@ class SemiSupervisedTrainer(SetUp):
     nesterov: bool = True
     warmup_steps: int = 0
     """Steps over which the learning rate rises, wherever its schedule starts."""
+    lr_decay_power: float = 0.9
+    """The learning rate falls like the rest of its schedule to this power; 0 keeps it constant."""
     weight_decay: float = 3e-5
     gradient_clipping: float = 12.0
     segmentation_dice_weight: float = 1.0
@@ -113,6 +115,8 @@ class SemiSupervisedTrainer(SetUp):
     mirror_axes: tuple[int, ...] | None = None
     """Axes that augmentation and prediction mirror; None takes the decision of the plan (nnU-Net's choice, all, if it
     holds none), () switches mirroring off, which classes need that look alike and are told apart by their place."""
+    rotation_degrees: float | None = None
+    """Largest angle of a rotation in augmentation; None takes nnU-Net's, 30 in 3D and 180 within a plane."""
     labeled_batch_size: int | None = None
     """Labeled patches per step, of all ranks together; None takes the number of the plan."""
     unlabeled_batch_size: int | None = None

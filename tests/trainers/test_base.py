@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -63,6 +64,43 @@ def test_a_continued_training_keeps_its_mirror_axes(tiny, tmp_path):
     continued.load_checkpoint(str(tmp_path / "stopped.pth"))
     assert continued.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (1,)
     assert continued.inference_allowed_mirroring_axes == (1,)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "patch_size", "degrees"), [(3, [16, 16, 16], 30), (3, [4, 16, 16], 180), (2, [16, 16], 180)]
+)
+def test_rotation_is_nnunets_unless_it_is_set(tmp_path, monkeypatch, dimensions, patch_size, degrees):
+    tiny = Tiny(dimensions=dimensions).write(tmp_path, monkeypatch)
+    trainer = tiny.bare_trainer("Supervised")
+    trainer.configuration_manager.configuration["patch_size"] = patch_size
+
+    def geometry(degrees):
+        trainer.rotation_degrees = degrees
+        rotation, _, initial_patch_size, _ = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        return rotation, list(initial_patch_size)
+
+    expected, initial_patch_size = geometry(None)
+    assert geometry(degrees) == (pytest.approx(expected), initial_patch_size)
+    # what scaling needs remains
+    assert geometry(0) == ((0, 0), [4 if length == 4 else 18 for length in patch_size])
+
+
+def test_rotation_reaches_the_transforms(tiny):
+    def ranges(**settings):
+        trainer = tiny.trainer("Supervised", **settings)
+        found, make = set(), trainer.get_training_transforms
+
+        def note(patch_size, rotation, *args, **kwargs):
+            found.add(rotation)
+            return make(patch_size, rotation, *args, **kwargs)
+
+        trainer.get_training_transforms = note
+        trainer.on_train_start()
+        return found
+
+    assert ranges(rotation_degrees=90.0) == {(-math.pi / 2, math.pi / 2)}
+    with pytest.raises(UserError, match="rotation_degrees"):
+        ranges(rotation_degrees=200.0)
 
 
 def test_unlabeled_patches_per_step_come_from_the_plan_unless_set(tiny):

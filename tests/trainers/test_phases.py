@@ -154,6 +154,16 @@ def test_learning_rates_rise_in_the_first_steps(tiny):
         assert rates[i] == pytest.approx([share * full[0], share * full[1], 0.5])
 
 
+@pytest.mark.parametrize(("power", "expected"), [(0.0, [1, 1, 1, 1]), (1.0, [1, 0.75, 0.5, 0.25])])
+def test_power_of_the_decay(tiny, power, expected):
+    trainer = tiny.trainer("TwoNetworks", lr_decay_power=power, num_epochs=4, num_iterations_per_epoch=1)
+    for epoch, share in enumerate(expected):
+        trainer.current_epoch = epoch
+        update_learning_rates(trainer)
+        rates = [group["lr"] for optimizer in optimizers(trainer) for group in optimizer.param_groups]
+        assert rates == pytest.approx([share * trainer.initial_lr, share * trainer.initial_lr, 0.5])
+
+
 def test_momentum_of_sgd(tiny):
     trainer = tiny.trainer("Supervised", momentum=0.9, nesterov=False)
     (group,) = trainer.optimizer.param_groups

@@ -80,7 +80,7 @@ def _check_common_settings(trainer: SemiSupervisedTrainer) -> None:
     check_value(trainer, "initial_lr", 0 < trainer.initial_lr < math.inf, "above 0")
     check_value(trainer, "gradient_clipping", trainer.gradient_clipping > 0, "above 0")
     check_value(trainer, "segmentation_dice_weight", 0 < trainer.segmentation_dice_weight < math.inf, "above 0")
-    for name in ("weight_decay", "warmup_steps"):
+    for name in ("weight_decay", "warmup_steps", "lr_decay_power"):
         check_value(trainer, name, 0 <= getattr(trainer, name) < math.inf, "0 or more")
     power, regions = trainer.rare_class_power, trainer.label_manager.has_regions
     expected = "0 where labels are regions" if regions else "0 to 1"
@@ -90,6 +90,7 @@ def _check_common_settings(trainer: SemiSupervisedTrainer) -> None:
     axes, dimensions = trainer.mirror_axes or (), len(trainer.configuration_manager.patch_size)
     usable = len(set(axes)) == len(axes) and set(axes) <= set(range(dimensions))
     check_value(trainer, "mirror_axes", usable, f"different axes of 0 to {dimensions - 1}")
+    check_value(trainer, "rotation_degrees", 0 <= (trainer.rotation_degrees or 0) <= 180, "0 to 180")
 
 
 def _check_atlas_augmentation(trainer: SemiSupervisedTrainer) -> None:

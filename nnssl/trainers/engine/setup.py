@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 import torch
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 
@@ -22,12 +24,17 @@ from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.engine.shared_loss import dice_and_cross_entropy, share_loss
 from nnssl.trainers.engine.state import make_deterministic, seed_everything
 
+NNUNET_SCALES = (0.85, 1.25)
+"""Scales that nnU-Net's size of the patch before the spatial transforms allows for."""
+
 
 class SetUp(BuildingBlocks):
     """The part of ``SemiSupervisedTrainer`` that stands in the place of nnU-Net's set-up."""
 
     settings: RunSettings
+    lr_decay_power: float
     mirror_axes: tuple[int, ...] | None
+    rotation_degrees: float | None
     segmentation_dice_weight: float
     labeled_batch_size: int | None
     _modules: dict[str, nn.Module]
@@ -72,10 +79,10 @@ class SetUp(BuildingBlocks):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         optimizer = self.new_optimizer(self.network.parameters())
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, self.lr_decay_power)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
-        """nnU-Net's geometry of augmentation, with `mirror_axes` where they are set."""
+        """nnU-Net's geometry of augmentation, with `mirror_axes` and `rotation_degrees` where they are set."""
         rotation, dummy_2d, initial_patch_size, axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -83,6 +90,12 @@ class SetUp(BuildingBlocks):
             axes = self.mirror_axes
             # nnU-Net's predictor takes None for 'no mirroring' and fails on an empty tuple
             self.inference_allowed_mirroring_axes = axes or None
+        if self.rotation_degrees is not None:
+            angle = math.radians(self.rotation_degrees)
+            rotation, patch_size = (-angle, angle), self.configuration_manager.patch_size
+            initial_patch_size = get_patch_size(patch_size, *3 * (rotation,), NNUNET_SCALES)
+            if dummy_2d:
+                initial_patch_size[0] = patch_size[0]
         return rotation, dummy_2d, initial_patch_size, axes
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
