@@ -250,6 +250,7 @@ def prepared(dataset: DataSet, folder: Path, data: Path) -> dict[str, str]:
 
 def _registered(dataset: DataSet, folder: Path, environment: dict[str, str]) -> Path:
     """Labels of the labeled cases, registered to the unlabeled ones unless that is done."""
+    assert not dataset.validation, "labels of validation cases would be registered, too"
     target = folder / "data" / dataset.name / "registered"
     (raw,) = Path(environment["nnUNet_raw"]).glob("Dataset001_*")
     with claimed(target.with_suffix(".json"), wait=True):
