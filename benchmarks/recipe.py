@@ -40,7 +40,9 @@ CANDIDATES = {
     "AdamW 2e-3, weight decay 3e-5": ("Supervised", (*ADAMW, "weight_decay=3e-5"), 1),
     "AdamW 2e-3, decay to the power of 2": ("Supervised", (*ADAMW, "lr_decay_power=2"), 1),
     "AdamW 2e-3, decay to the power of 0.5": ("Supervised", (*ADAMW, "lr_decay_power=0.5"), 1),
-    "AdamW 2e-3, foreground 67 %": ("Supervised", (*ADAMW, "oversample_foreground_percent=0.67"), 1),
+    # of two patches, 33 and 67 % are one
+    "AdamW 2e-3, all patches on foreground": ("Supervised", (*ADAMW, "oversample_foreground_percent=1"), 1),
+    "AdamW 2e-3, no patch on foreground": ("Supervised", (*ADAMW, "oversample_foreground_percent=0"), 1),
     "AdamW 2e-3, no deep supervision": ("Supervised", (*ADAMW, "enable_deep_supervision=False"), 1),
     "AdamW 2e-3, mirrored along all axes": ("Supervised", (*ADAMW, "mirror_axes=(0,1,2)"), 1),
     "AdamW 2e-3, not mirrored": ("Supervised", (*ADAMW, "mirror_axes=()"), 1),

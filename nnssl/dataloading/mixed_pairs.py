@@ -45,7 +45,7 @@ class ForegroundBoxes(Mapping[str, Frame]):
 
     Args:
         labeled: frames of the labeled cases.
-        pseudo_labeled: the others. One without foreground has the whole image for its box.
+        pseudo_labeled: the others.
     """
 
     def __init__(self, labeled: Mapping[str, Frame], pseudo_labeled: PseudoLabeledCases):
@@ -55,13 +55,7 @@ class ForegroundBoxes(Mapping[str, Frame]):
     def __getitem__(self, case: str) -> Frame:
         if case in self.labeled:
             return self.labeled[case]
-        labels = self.pseudo_labeled.pseudo_labels.labels(case)
-        located = [voxels[:, 1:] for voxels in self.pseudo_labeled.pseudo_labels.class_locations(labels).values()]
-        voxels = np.concatenate([np.empty((0, labels.ndim - 1)), *located])
-        if not len(voxels):
-            return Frame.of_box([(0, 1)] * (labels.ndim - 1))
-        shape = np.asarray(labels.shape[1:])
-        return Frame.of_box(np.stack([voxels.min(0) / shape, (voxels.max(0) + 1) / shape], 1).tolist())
+        return Frame.of_box(self.pseudo_labeled.pseudo_labels.box(case))
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self.labeled, *self.pseudo_labeled.identifiers])

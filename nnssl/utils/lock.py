@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from nnssl.errors import UserError
 
@@ -19,7 +20,7 @@ _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def only_process(folder: str | os.PathLike[str], work: str) -> Iterator[None]:
+def only_process(folder: str | os.PathLike[str], work: str, *, wait: bool = False) -> Iterator[None]:
     """Keeps other processes out of ``folder`` while the block runs.
 
     The lock belongs to the process: worker processes do not inherit it, and the operating system releases it when the
@@ -29,16 +30,17 @@ def only_process(folder: str | os.PathLike[str], work: str) -> Iterator[None]:
     Args:
         folder: is made if it is missing.
         work: what a process does there, such as "trains this run".
+        wait: for another process to be done, which is told.
 
     Raises:
-        UserError: if another process holds the lock; it names the folder and the process.
+        UserError: if another process holds the lock and is not waited for; it names the folder and the process.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "a+", encoding="utf-8") as file:
         try:
             # not flock, whose locks live on in forked workers when their parent is killed
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, f"another process {work}: {folder}", wait)
         except OSError as error:
             if error.errno in _NO_LOCKS_HERE:
                 print(f"WARNING: the file system of {folder} has no locks: start nothing else in it", file=sys.stderr)
@@ -57,3 +59,13 @@ def only_process(folder: str | os.PathLike[str], work: str) -> Iterator[None]:
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
         yield
+
+
+def _lock(file: IO[str], held: str, wait: bool) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if not wait or error.errno not in _HELD_BY_ANOTHER:
+            raise
+        print(f"Waiting until it is done, {held}", flush=True)
+        fcntl.lockf(file, fcntl.LOCK_EX)

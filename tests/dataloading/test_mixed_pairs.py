@@ -86,14 +86,8 @@ def test_boxes_of_pseudo_labeled_cases_are_those_of_their_foreground():
     class Stored:
         """What `PseudoLabels` knows about two cases."""
 
-        located = {"c": {1: [[0, 2, 4, 5]], 2: [[0, 5, 4, 9]]}, "d": {1: []}}  # noqa: RUF012
-
-        def labels(self, case):
-            self.case = case
-            return np.zeros((1, 8, 10, 10), np.int8)
-
-        def class_locations(self, labels):
-            return {name: np.array(voxels, int).reshape(-1, 4) for name, voxels in self.located[self.case].items()}
+        def box(self, case):
+            return {"c": [[0.25, 0.75], [0.4, 0.5], [0.5, 1]], "d": [[0, 1]] * 3}[case]
 
     class Predicted:
         pseudo_labels = Stored()

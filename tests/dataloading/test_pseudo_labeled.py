@@ -9,7 +9,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnssl.dataloading import pseudo_labeled
 from nnssl.dataloading.cases import UnlabeledCases
-from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases, PseudoLabeledLoader, PseudoLabels
+from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases, PseudoLabeledLoader, PseudoLabels, foreground_box
 
 CLASSES = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 REGIONS = LabelManager({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
@@ -45,6 +45,22 @@ def test_what_is_written_is_read(tmp_path, labels):
     assert read.dtype == np.int8
     assert np.array_equal(read[:], labels)
     assert store.facts("case") == {"foreground": 4}
+
+
+def test_box_around_the_foreground(tmp_path, labels):
+    store = PseudoLabels(tmp_path)
+    labels[0, 2, 2, 2:4] = 1  # half of the other component
+    store.write("two", labels, CLASSES, (8, 8, 8))
+    assert store.box("two") == [[2 / 12, 9 / 12], [2 / 14, 10 / 14], [2 / 16, 14 / 16]]
+
+
+def test_stray_voxels_do_not_move_the_box():
+    labels = np.zeros((12, 10), np.int8)
+    labels[2:6, 3:8] = 1
+    labels[6, 8] = 2  # touches at a corner
+    labels[11, 0] = 1  # less than a tenth of it
+    assert foreground_box(labels) == [[2 / 12, 7 / 12], [0.3, 0.9]]
+    assert foreground_box(np.minimum(labels, 0)) == [[0, 1], [0, 1]]
 
 
 def test_labels_above_127_are_kept(tmp_path, labels):

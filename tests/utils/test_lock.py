@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,20 @@ def test_a_killed_process_holds_nothing_though_its_worker_lives(tmp_path, holder
     os.kill(holder.worker, 0)  # alive
     with only_process(tmp_path, "trains this run"):
         assert f"process {os.getpid()} on " in (tmp_path / LOCK_FILE).read_text()
+
+
+def test_who_waits_is_told_and_goes_on(tmp_path, holder, capsys):
+    end = threading.Timer(1, holder.kill)
+    end.start()
+    with only_process(tmp_path, "registers labeled cases", wait=True):
+        assert end.finished.is_set()
+    assert f"Waiting until it is done, another process registers labeled cases: {tmp_path}" in capsys.readouterr().out
+
+
+def test_nobody_waits_for_a_free_lock(tmp_path, capsys):
+    with only_process(tmp_path, "works", wait=True):
+        pass
+    assert not capsys.readouterr().out
 
 
 def test_the_lock_is_free_after_the_block(tmp_path):

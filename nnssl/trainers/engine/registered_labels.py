@@ -52,7 +52,7 @@ def registered_masks(trainer: SemiSupervisedTrainer, number: int) -> tuple[Path,
     if missing:
         trainer.print_to_log_file(f"WARNING: {missing} unlabeled cases are not in {raw.folder} and not registered")
     folder = Path(trainer.preprocessed_dataset_folder_base, "registered_labels", _digest(raw, atlases))
-    with only_process(folder, "registers labeled cases"):
+    with only_process(folder, "registers labeled cases", wait=True):
         _forget_changed(raw, folder)
         options = AtlasOptions(atlases=atlases, continue_prediction=True, num_processes=default_processes())
         done = {case for case in cases if _mask(raw, folder, case).is_file()}
