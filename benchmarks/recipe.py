@@ -40,6 +40,7 @@ CANDIDATES = {
     "AdamW 2e-3, weight decay 3e-5": ("Supervised", (*ADAMW, "weight_decay=3e-5"), 1),
     "AdamW 2e-3, decay to the power of 2": ("Supervised", (*ADAMW, "lr_decay_power=2"), 1),
     "AdamW 2e-3, decay to the power of 0.5": ("Supervised", (*ADAMW, "lr_decay_power=0.5"), 1),
+    "AdamW 2e-3, decay in every step": ("Supervised", (*ADAMW, "lr_decay_per_step=True"), 1),
     # of two patches, 33 and 67 % are one
     "AdamW 2e-3, all patches on foreground": ("Supervised", (*ADAMW, "oversample_foreground_percent=1"), 1),
     "AdamW 2e-3, no patch on foreground": ("Supervised", (*ADAMW, "oversample_foreground_percent=0"), 1),

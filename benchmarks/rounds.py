@@ -16,11 +16,15 @@ STEPS_PER_EPOCH = 40
 EPOCHS = {"hippocampus_4_cv": 30, "acdc_4_cv": 20}
 EQUAL = "round_shares=(1,1)"
 REGISTERED = "initial_pseudo_labels=registration"
+# one training whose pseudo-labels, made by an average of its networks, are renewed twice
+ONE = ("rounds=3", "round_shares=(1,1,1)", "warm_start=True", "one_schedule=True", "ema_decay=0.99")
 CANDIDATES: dict[str, tuple[str, ...]] = {
     "rounds 1:2": (),
     "rounds 1:1": (EQUAL,),
     "rounds 1:1, warm start": (EQUAL, "warm_start=True"),
     "rounds 1:1:1": ("rounds=3", "round_shares=(1,1,1)"),
+    "rounds 1:1:1 of one training": ONE,
+    "rounds 1:1:1 of one training, all pairs switched": (*ONE, "switch_probability=1"),
     "rounds 1:1, all pairs switched": (EQUAL, "switch_probability=1"),
     "rounds 1:1, corresponding in the foreground box": (EQUAL, "atlas_correspondence=bbox"),
     "registered labels, one round": (REGISTERED, "rounds=1"),
@@ -28,6 +32,7 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "registered labels, rounds 1:1": (REGISTERED, EQUAL),
     "registered labels, rounds 1:1, warm start": (REGISTERED, EQUAL, "warm_start=True"),
     "registered labels, rounds 1:1:1, warm start": (REGISTERED, "rounds=3", "round_shares=(1,1,1)", "warm_start=True"),
+    "registered labels, rounds 1:1:1 of one training": (REGISTERED, *ONE),
 }
 
 

@@ -12,33 +12,14 @@ import numpy as np
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from scipy import ndimage
 
 from nnssl.dataloading.cases import UnlabeledCases, open_memory_mapped
 from nnssl.dataloading.rows import RowsLoader
+from nnssl.preprocessing.class_places import foreground_box
 from nnssl.utils.disk import disk_errors_named
 from nnssl.utils.files import atomic_path
 
-SMALLEST_SHARE = 0.1
-"""Components of the foreground below this share of the largest one do not count for its box."""
 _LOCATIONS, _FACTS, _BOX = "class_locations", "facts", "foreground_box"
-
-
-def foreground_box(labels: np.ndarray) -> list[list[float]]:
-    """``[[lower, upper], ...]`` around the foreground in relative coordinates; the whole image if there is none.
-
-    A stray voxel of a prediction does not move it: see `SMALLEST_SHARE`. Voxels that touch at a corner are connected.
-
-    Args:
-        labels: ``(*S)``, integers.
-    """
-    components, _ = ndimage.label(labels > 0, np.ones((3,) * labels.ndim))
-    sizes = np.bincount(components.ravel())[1:]
-    if not len(sizes):
-        return [[0.0, 1.0]] * labels.ndim
-    large = np.flatnonzero(sizes >= SMALLEST_SHARE * sizes.max()) + 1
-    (place,) = ndimage.find_objects(np.isin(components, large).astype(np.int8))
-    return [[edge.start / length, edge.stop / length] for edge, length in zip(place, labels.shape, strict=True)]
 
 
 class PseudoLabels:
@@ -81,7 +62,7 @@ class PseudoLabels:
         with atomic_path(self._file(case)) as temporary, disk_errors_named(self.folder):
             array = blosc2.asarray(labels, urlpath=str(temporary), chunks=chunks, blocks=blocks, cparams=parameters)
             array.schunk.vlmeta[_FACTS] = dict(facts or {})
-            array.schunk.vlmeta[_BOX] = foreground_box(labels[0])
+            array.schunk.vlmeta[_BOX] = foreground_box(labels[0], _classes(labels))
             array.schunk.vlmeta[_LOCATIONS] = [
                 (list(key) if isinstance(key, tuple) else key, np.asarray(voxels, np.int32).tobytes())
                 for key, voxels in located.items()
@@ -98,9 +79,11 @@ class PseudoLabels:
         return dict(labels.schunk.vlmeta[_FACTS])
 
     def box(self, case: str) -> list[list[float]]:
-        """`foreground_box` of the case."""
+        """`foreground_box` of all classes of the case."""
         labels = self.labels(case)  # held, since its metadata end with it
-        return list(labels.schunk.vlmeta[_BOX])
+        if _BOX in labels.schunk.vlmeta:
+            return list(labels.schunk.vlmeta[_BOX])
+        return foreground_box(labels[:][0], _classes(labels[:]))  # written by an earlier version
 
     @staticmethod
     def class_locations(labels: Any) -> dict[int | tuple[int, ...], np.ndarray]:
@@ -142,3 +125,7 @@ class PseudoLabeledLoader(RowsLoader):
         super().__init__(*arguments, **options)
         # with an ignore label nnU-Net centers patches on annotated voxels; predictions ignore none
         self.has_ignore = False
+
+
+def _classes(labels: np.ndarray) -> list[int]:
+    return [value for value in np.unique(labels).tolist() if value > 0]

@@ -12,11 +12,14 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from nnssl.dataloading.correspondence import Frame
 
 GRID = 48
 """Cells along each axis of the common space."""
+SMALLEST_SHARE = 0.1
+"""Of the voxels of a class's largest connected component, that smaller ones need to count for the foreground box."""
 MOST_CASES = 20
 """Of more labeled cases, this many are compared: 190 pairs, from which the mean is known well enough."""
 
@@ -59,15 +62,34 @@ def class_grid(segmentation: np.ndarray, labels: Sequence[int], frame: Frame) ->
 
 
 def foreground_box(segmentation: np.ndarray, labels: Sequence[int]) -> list[list[float]]:
-    """``[[lower, upper], ...]`` of all classes in relative coordinates; the whole case if it has none of them."""
-    foreground = np.isin(segmentation, labels)
-    if not foreground.any():
+    """``[[lower, upper], ...]`` of all classes in relative coordinates; the whole case if it has none of them.
+
+    Of each class its connected components count, corners included, that have at least `SMALLEST_SHARE` of the voxels of
+    its largest one, so that a stray voxel does not move the box.
+
+    Args:
+        segmentation: ``(*S)``, integers.
+        labels: label values of the classes, above 0.
+    """
+    boxes = []
+    present = ndimage.find_objects(np.maximum(segmentation, 0).astype(np.int32), max(labels, default=0))
+    for label in labels:
+        place = present[label - 1]
+        if place is not None:
+            begin = np.array([edge.start for edge in place])
+            boxes += [box + begin[:, None] for box in _large_components(segmentation[place] == label)]
+    if not boxes:
         return WHOLE
-    box = []
-    for axis, size in enumerate(segmentation.shape):
-        occupied = np.flatnonzero(foreground.any(tuple(other for other in range(3) if other != axis)))
-        box.append([float(occupied[0] / size), float((occupied[-1] + 1) / size)])
-    return box
+    lower, upper = np.min(boxes, 0)[:, 0], np.max(boxes, 0)[:, 1]
+    return (np.stack([lower, upper], 1) / np.reshape(segmentation.shape, (-1, 1))).tolist()
+
+
+def _large_components(mask: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
+    """Boxes ``(dimensions, 2)`` of the components that count."""
+    components, _ = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    sizes = np.bincount(components.ravel())[1:]
+    boxes = [np.array([(edge.start, edge.stop) for edge in place]) for place in ndimage.find_objects(components)]
+    return [box for box, size in zip(boxes, sizes, strict=True) if size >= SMALLEST_SHARE * sizes.max()]
 
 
 def compared_pairs(units: Sequence[Sequence[str]]) -> list[tuple[str, str]]:

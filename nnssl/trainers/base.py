@@ -100,6 +100,8 @@ class SemiSupervisedTrainer(SetUp):
     """Steps over which the learning rate rises, wherever its schedule starts."""
     lr_decay_power: float = 0.9
     """The learning rate falls like the rest of its schedule to this power; 0 keeps it constant."""
+    lr_decay_per_step: bool = False
+    """Whether it falls with each step; else it stays the same within an epoch, as in nnU-Net."""
     weight_decay: float = 3e-5
     gradient_clipping: float = 12.0
     segmentation_dice_weight: float = 1.0
@@ -284,8 +286,13 @@ class SemiSupervisedTrainer(SetUp):
 
     @property
     def phase_starts(self) -> tuple[int, ...]:
-        """Steps before which `start_phase` is called; streams are opened anew there, learning rates start again."""
+        """Steps before which `start_phase` is called; streams are opened anew there."""
         return ()
+
+    @property
+    def schedule_starts(self) -> tuple[int, ...]:
+        """Steps at which learning rates start again: those of `phase_starts`."""
+        return self.phase_starts
 
     def start_phase(self, stopping: Callable[[], bool]) -> bool:
         """Work between two phases, such as predicting whole cases; a checkpoint was saved just before it.
@@ -319,7 +326,7 @@ class SemiSupervisedTrainer(SetUp):
         if self.iteration == self.pretrain_steps > 0:
             self.start_main_phase()
             update_learning_rates(self)
-        elif self.warmup_steps > 0:
+        elif self.warmup_steps > 0 or self.lr_decay_per_step:
             update_learning_rates(self)
         step = self.make_step(batch)
         self.prepare_step(step)

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases, PseudoLabels
 from nnssl.errors import UserError
+from nnssl.losses.schedules import ema_decay_with_warmup
+from nnssl.networks.ema import EMATeacher
+from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer, Status
 from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.loop import FINAL
@@ -46,7 +50,9 @@ class SelfTraining(SemiSupervisedTrainer):
 
     The steps of the run are those of all rounds together, so that tables under equal steps are honest; ``round_shares``
     says how the rounds share them (equally if empty; no more rounds than steps). Predicting comes on top. Each round
-    begins with new weights (``warm_start`` keeps them), an optimizer without past and the full learning rate.
+    begins with new weights, an optimizer without past and the full learning rate; ``warm_start`` keeps the weights, and
+    ``one_schedule`` with it optimizer and learning rate as well: one training, whose pseudo-labels are renewed now and
+    then. With ``ema_decay`` an average of past students predicts, as noise of a high learning rate asks for.
 
     ``initial_pseudo_labels`` names a folder with masks of unlabeled cases: round 0 then learns from them, too, and may
     be the only one. With ``registration`` in its place they are made, as ``nnssl_atlas_predict`` does, by registration
@@ -72,11 +78,17 @@ class SelfTraining(SemiSupervisedTrainer):
     drop_share: float = 0.038
     pseudo_weight: float = 1.0
     warm_start: bool = False
+    one_schedule: bool = False
+    """Needs ``warm_start``."""
+    ema_decay: float = 0.0
+    """Of the average of past students that predicts; 0 for the student itself."""
     initial_pseudo_labels: str = ""
     """Folder with masks for round 0, named as the unlabeled cases; those without one wait for round 1. Or
     ``registration``, which makes them of the labeled cases."""
     registered_cases: int = 0
     """With ``registration``, how many unlabeled cases, drawn by their names, get such a mask; 0 for all."""
+
+    teacher: EMATeacher
 
     def check_settings(self) -> None:
         requirements = {
@@ -91,6 +103,8 @@ class SelfTraining(SemiSupervisedTrainer):
                 self.registered_cases == 0 or (self.registered_cases > 0 and self.initial_pseudo_labels == REGISTRATION)
             ),
             "drop_share must be at least 0 and below 1": 0 <= self.drop_share < 1,
+            "one_schedule must be False without warm_start": self.warm_start or not self.one_schedule,
+            "ema_decay must be at least 0 and below 1": 0 <= self.ema_decay < 1,
             "pseudo_weight must be above 0": self.pseudo_weight > 0,
             "pretrain_share must be 0, since round 0 is that phase: set round_shares": self.pretrain_share == 0,
         }
@@ -110,6 +124,22 @@ class SelfTraining(SemiSupervisedTrainer):
             start = round(total * sum(shares[:number]) / sum(shares))
             starts.append(min(max(start, starts[-1] + 1), total - rounds + number))
         return tuple(starts[1:])
+
+    @property
+    def schedule_starts(self) -> tuple[int, ...]:
+        return () if self.one_schedule else self.phase_starts
+
+    def build_modules(self) -> dict[str, nn.Module]:
+        return {"teacher": self.new_teacher()} if self.ema_decay else {}
+
+    def after_step(self, step: Step) -> None:
+        if self.ema_decay:
+            begins = [0] if self.warm_start else [0, *self.phase_starts]
+            age = step.iteration - max(begin for begin in begins if begin <= step.iteration)
+            self.teacher.update(unwrap(self.network), ema_decay_with_warmup(age, self.ema_decay))
+
+    def deployed_network(self) -> nn.Module:
+        return self.teacher.network if self.ema_decay else unwrap(self.network)
 
     @property
     def current_round(self) -> int:
@@ -164,7 +194,8 @@ class SelfTraining(SemiSupervisedTrainer):
         self.ranks.from_main(lambda: self._select(ended))
         if not self.warm_start:
             new_student(self, self.current_round)
-        forget_past_steps(self)
+        if not self.one_schedule:
+            forget_past_steps(self)
         return True
 
     def _select(self, ended: int) -> None:

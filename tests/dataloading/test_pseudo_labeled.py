@@ -9,7 +9,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnssl.dataloading import pseudo_labeled
 from nnssl.dataloading.cases import UnlabeledCases
-from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases, PseudoLabeledLoader, PseudoLabels, foreground_box
+from nnssl.dataloading.pseudo_labeled import PseudoLabeledCases, PseudoLabeledLoader, PseudoLabels
 
 CLASSES = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
 REGIONS = LabelManager({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
@@ -54,13 +54,13 @@ def test_box_around_the_foreground(tmp_path, labels):
     assert store.box("two") == [[2 / 12, 9 / 12], [2 / 14, 10 / 14], [2 / 16, 14 / 16]]
 
 
-def test_stray_voxels_do_not_move_the_box():
-    labels = np.zeros((12, 10), np.int8)
-    labels[2:6, 3:8] = 1
-    labels[6, 8] = 2  # touches at a corner
-    labels[11, 0] = 1  # less than a tenth of it
-    assert foreground_box(labels) == [[2 / 12, 7 / 12], [0.3, 0.9]]
-    assert foreground_box(np.minimum(labels, 0)) == [[0, 1], [0, 1]]
+def test_files_of_earlier_versions_have_no_box(tmp_path, labels):
+    store = PseudoLabels(tmp_path)
+    store.write("case", labels, CLASSES, (8, 8, 8))
+    expected = store.box("case")
+    file = blosc2.open(str(tmp_path / "case.b2nd"), mode="a")
+    del file.schunk.vlmeta["foreground_box"]
+    assert store.box("case") == expected
 
 
 def test_labels_above_127_are_kept(tmp_path, labels):

@@ -110,3 +110,15 @@ def test_the_typical_case_overlaps_the_others_best():
     cases = {name: class_grid(boxes(a=place), [1], IDENTITY) for name, place in
              (("low", (2, 12)), ("middle", (5, 15)), ("high", (8, 18)))}  # fmt: skip
     assert most_typical(cases, compared_pairs([[name] for name in cases])) == "middle"
+
+
+def test_stray_voxels_do_not_move_the_box_and_small_classes_do():
+    labels = np.zeros((1, 12, 10), np.int8)
+    labels[0, 2:6, 3:8] = 1
+    labels[0, 6, 8] = 2  # a class of one voxel, and
+    labels[0, 11, 0] = 1  # as much of a large one, far below a tenth of it
+    assert foreground_box(labels, [1, 2]) == [[0, 1], [2 / 12, 7 / 12], [0.3, 0.9]]
+    assert foreground_box(labels, [2]) == [[0, 1], [6 / 12, 7 / 12], [0.8, 0.9]]
+    # two voxels are a tenth of twenty; they touch the corner of each other
+    labels[0, 10, 1] = 1
+    assert foreground_box(labels, [1]) == [[0, 1], [2 / 12, 1], [0, 0.8]]

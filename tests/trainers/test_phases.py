@@ -164,6 +164,23 @@ def test_power_of_the_decay(tiny, power, expected):
         assert rates == pytest.approx([share * trainer.initial_lr, share * trainer.initial_lr, 0.5])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_decay_in_every_step(tiny, share):
+    trainer = tiny.trainer("Supervised", lr_decay_per_step=True, num_epochs=2, num_iterations_per_epoch=4)
+    type(trainer).restarts_schedule, restarts = True, type(trainer).restarts_schedule
+    trainer.pretrain_share = share
+    rates = []
+    try:
+        for number in range(8):
+            trainer.current_epoch = number // 4
+            trainer.train_step(tiny.batch(number))
+            rates.append(trainer.optimizer.param_groups[0]["lr"] / trainer.initial_lr)
+    finally:
+        type(trainer).restarts_schedule = restarts
+    length = 4 if share else 8
+    assert rates == pytest.approx([(1 - number / length) ** 0.9 for number in range(length)] * (8 // length))
+
+
 def test_momentum_of_sgd(tiny):
     trainer = tiny.trainer("Supervised", momentum=0.9, nesterov=False)
     (group,) = trainer.optimizer.param_groups

@@ -248,6 +248,60 @@ def test_rounds_begin_with_new_weights_unless_started_warm(tiny, monkeypatch, wa
         assert equal(weights(trainer), starts[0])
 
 
+def test_rounds_can_be_one_training(tiny, monkeypatch):
+    monkeypatch.setattr("nnssl.trainers.self_training.predict_unlabeled", lambda *arguments: True)
+    trainer = tiny.trainer("SelfTraining", warm_start=True, one_schedule=True, **BUDGET)
+    plain = tiny.trainer("Supervised", num_epochs=3, num_iterations_per_epoch=2)
+    monkeypatch.setattr(trainer, "_select", lambda ended: None)
+    rates = []
+    for number in range(6):
+        trainer.current_epoch = plain.current_epoch = number // 2
+        if number in trainer.phase_starts:
+            assert trainer.start_phase(lambda: False)
+            assert trainer.optimizer.state
+        for one in (trainer, plain):
+            update_learning_rates(one)
+        trainer.train_step(tiny.batch(number) | ({"unlabeled": None} if number < 2 else {}))
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        assert rates[-1] == plain.optimizer.param_groups[0]["lr"]
+    assert rates == sorted(rates, reverse=True)
+    assert len(set(rates)) == 3
+    with pytest.raises(UserError, match="one_schedule"):
+        tiny.trainer("SelfTraining", one_schedule=True, **BUDGET).on_train_start()
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_an_average_of_students_predicts(tiny, monkeypatch, warm):
+    predicted = []
+    monkeypatch.setattr(
+        "nnssl.trainers.self_training.predict_unlabeled",
+        lambda trainer, *arguments: predicted.append(trainer.deployed_network()) or True,
+    )
+    trainer = tiny.trainer("SelfTraining", warm_start=warm, ema_decay=0.75, **BUDGET)
+    monkeypatch.setattr(trainer, "_select", lambda ended: None)
+    students = []
+
+    def step(number):
+        trainer.train_step(tiny.batch(number) | ({"unlabeled": None} if number < 2 else {}))
+        students.append(weights(trainer))
+
+    def averaged(*shares):
+        mean = {key: sum(share * one[key] for share, one in zip(shares, students, strict=True)) for key in students[0]}
+        torch.testing.assert_close(dict(trainer.deployed_network().state_dict()), mean)
+
+    step(0)
+    step(1)
+    averaged(0.5, 0.5)  # the plain mean at first
+    assert trainer.start_phase(lambda: False)
+    assert predicted == [trainer.teacher.network]
+    step(2)
+    averaged(*(1 / 3, 1 / 3, 1 / 3) if warm else (0, 0, 1))
+    step(3)
+    averaged(*(0.25, 0.25, 0.25, 0.25) if warm else (0, 0, 0.5, 0.5))
+    with pytest.raises(UserError, match="ema_decay"):
+        tiny.trainer("SelfTraining", ema_decay=1.0, **BUDGET).on_train_start()
+
+
 class Killed(BaseException):
     """What no handler of the package catches, like the end of the process."""
 

@@ -11,19 +11,21 @@ if TYPE_CHECKING:
 def update_learning_rates(trainer: SemiSupervisedTrainer) -> None:
     """Sets the learning rates for the place where the training stands.
 
-    Called when an epoch or phase begins, and before each step if there is a warm-up: over ``warmup_steps`` from the
-    start of a schedule the learning rates rise linearly.
+    Called when an epoch or phase begins, and before each step if there is a warm-up, over which the rates rise linearly
+    from the start of a schedule on, or if they fall in each step.
     """
     position: float = trainer.current_epoch
-    starts = [0, *trainer.phase_starts]
+    starts = [0, *trainer.schedule_starts]
     if trainer.restarts_schedule and trainer.pretrain_steps:
         starts.append(trainer.pretrain_steps)
     began = max(start for start in starts if start <= trainer.iteration)
-    if len(starts) > 1:
+    if len(starts) > 1 or trainer.lr_decay_per_step:
         total = trainer.num_epochs * trainer.num_iterations_per_epoch
         ends = min((start for start in starts if start > trainer.iteration), default=total)
         # rates stay the same from the start of an epoch or phase on, also for a training continued in between
         since = max(began, trainer.current_epoch * trainer.num_iterations_per_epoch)
+        if trainer.lr_decay_per_step:
+            since = trainer.iteration
         # one division at the end: a phase has the very rates of a training of its length
         position = trainer.num_epochs * (since - began) / (ends - began)
     trainer.lr_scheduler.step(position)
