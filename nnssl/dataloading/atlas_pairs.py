@@ -35,7 +35,8 @@ class AtlasPairsLoader(RowsLoader):
     """Rows 2k and 2k + 1 are two patches of different cases at corresponding positions, switched or left as they are.
 
     The switch comes before the transforms, so that intensities are changed after it and the targets of all heads are
-    exact. Of each pair the last row leads: it is the one that nnU-Net makes show foreground if any of them does. In a
+    exact. Of each pair the last row leads. Both patches are likely to show foreground if the leader does, so it is made
+    to with the mean of what nnU-Net asks of the rows of the pair, and always where it is centered on a rare class. In a
     batch with an odd number of rows the last one leads a pair whose other patch is not used. Cases, place and region of
     a pair depend on the batch and on the pair alone, so that each row can be made on its own.
 
@@ -101,7 +102,7 @@ class AtlasPairsLoader(RowsLoader):
         leader_shape, follower_shape = shapes if leads else reversed(shapes)
         locations = class_locations if leads else other[3]["class_locations"]
         with numpy_seeded(pair.seed):
-            show = self._show_foreground(pair.leading_row)
+            show = self._shows_foreground(pair)
             chosen = self._centers.get(pair.leading_row) if show else None
             lower, _ = nnUNetDataLoader.get_bbox(self, leader_shape, show, locations, chosen, verbose)
             lower = np.minimum(lower, self._highest_corner(leader_shape))
@@ -111,6 +112,11 @@ class AtlasPairsLoader(RowsLoader):
         self._partner = other, [[n, n + int(edge)] for n, edge in zip(others, self.patch_size, strict=True)]
         self._region = region
         return own, [n + int(edge) for n, edge in zip(own, self.patch_size, strict=True)]
+
+    def _shows_foreground(self, pair: Pair) -> bool:
+        last = pair.leading_row
+        asked = [self._show_foreground(row) for row in range(last - last % 2, last + 1)]
+        return last in self._centers or all(asked) or (any(asked) and np.random.uniform() < np.mean(asked))
 
     def _corresponding(self, pair: Pair, lower: Any, leader_shape: Any, follower_shape: Any) -> list[int]:
         """Lower corner of the follower's patch, whose center lies within the case."""

@@ -15,6 +15,7 @@ from nnssl.dataloading.streams import SeededBatches, numpy_seeded
 
 SHAPES = {"a": (30, 24, 20), "b": (15, 48, 20), "c": (30, 24, 40)}
 ALWAYS = RegionalSwitch(probability=1.0)
+NEVER = RegionalSwitch(0.0)
 
 
 class Labels:
@@ -141,16 +142,25 @@ def test_positions_follow_the_frames():
     assert within > 20
 
 
-def test_the_last_row_leads_and_keeps_the_foreground_that_nnunet_demands():
-    for batch in batches(loader(2, (4, 4, 4), switch=RegionalSwitch(0.0))):
-        places = batch["data"][1, 0]
-        assert places.max() > 0.8 or places.min() < 0.1
-    source = loader(2, (4, 4, 4), switch=RegionalSwitch(0.0), oversample_foreground_percent=0.0)
-    assert any(((batch["data"][1, 0] > 0.2) & (batch["data"][1, 0] < 0.7)).all() for batch in batches(source))
+@pytest.mark.parametrize(("size", "asked", "expected"), [(2, 0.33, 0.5), (4, 0.33, 0.25), (2, 1.0, 1.0), (1, 1.0, 1.0)])
+def test_pairs_show_foreground_as_often_as_nnunet_asks_of_their_rows(size, asked, expected):
+    class Rarely(Cases):
+        """Foreground at one end of the first axis, which uniform patches do not reach."""
+
+        def load_case(self, identifier):
+            *arrays, _ = super().load_case(identifier)
+            return *arrays, {"class_locations": {1: np.argwhere(arrays[0][:1] > 0.99)}}
+
+    shapes = dict.fromkeys("abc", (200, 8, 8))
+    source = loader(size, (4, 4, 4), cases=Rarely(shapes=shapes), switch=NEVER, oversample_foreground_percent=asked)
+    shown = np.array([(batch["data"][:, 0] > 0.99).flatten(1).any(1).tolist() for batch in batches(source, 80)])
+    assert shown.mean() == pytest.approx(expected, abs=0.12 if expected < 1 else 0)
+    if size > 1:
+        assert (shown[:, 0::2] == shown[:, 1::2]).mean() > 0.95
 
 
 def test_classes_are_centered_on_as_told():
-    source = loader(2, (4, 4, 4), switch=RegionalSwitch(0.0))
+    source = loader(2, (4, 4, 4), switch=NEVER)
     source.center_on(1.0, np.array([1.0, 0.0]), {1: ["a"], 2: ["b"]})
     for batch in batches(source):
         assert batch["keys"][1] == "a"
