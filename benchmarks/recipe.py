@@ -21,8 +21,9 @@ POOLS = (
 )
 NNUNET = (BRIEF,)
 ADAMW = (*NNUNET, "optimizer_name=AdamW", "initial_lr=2e-3", "weight_decay=0.01")
+FAST = (*ADAMW, "initial_lr=1e-2", "warmup_steps=20")
 # what the short recipe is with many classes
-MANY = (*ADAMW, "initial_lr=1e-2", "warmup_steps=20", "segmentation_dice_weight=16", "rare_class_power=0.5")
+MANY = (*FAST, "segmentation_dice_weight=16", "rare_class_power=0.5")
 STEPS_PER_EPOCH, EPOCHS = 40, 10
 
 # row: trainer, hyper-parameters, times the steps
@@ -49,6 +50,18 @@ CANDIDATES = {
     "AdamW 2e-3, not mirrored": ("Supervised", (*ADAMW, "mirror_axes=()"), 1),
     "AdamW 2e-3, not rotated": ("Supervised", (*ADAMW, "rotation_degrees=0"), 1),
     "the recipe of many classes": ("Supervised", MANY, 1),
+    # what each part of it adds
+    "AdamW 1e-2, 20 steps of warm-up": ("Supervised", FAST, 1),
+    "AdamW 1e-2, Dice weighs 4": ("Supervised", (*FAST, "segmentation_dice_weight=4"), 1),
+    "AdamW 1e-2, Dice weighs 16": ("Supervised", (*FAST, "segmentation_dice_weight=16"), 1),
+    "AdamW 1e-2, rare classes weigh more": ("Supervised", (*FAST, "rare_class_power=0.5"), 1),
+    "AdamW 1e-2, Dice weighs 4, rare classes weigh more": (
+        "Supervised",
+        (*FAST, "segmentation_dice_weight=4", "rare_class_power=0.5"),
+        1,
+    ),
+    "AdamW 5e-3, Dice weighs 16, rare classes weigh more": ("Supervised", (*MANY, "initial_lr=5e-3"), 1),
+    "the recipe of many classes, decay in every step": ("Supervised", (*MANY, "lr_decay_per_step=True"), 1),
 }
 # the other one of nnU-Net's two ranges: ACDC has slices, within which it rotates by up to 180 degrees
 ROTATED = {"hippocampus_4_cv": 180, "acdc_4_cv": 30}
