@@ -105,7 +105,7 @@ class SemiSupervisedTrainer(SetUp):
     weight_decay: float = 3e-5
     gradient_clipping: float = 12.0
     segmentation_dice_weight: float = 1.0
-    """Weight of the Dice in nnU-Net's loss; its cross entropy weighs 1."""
+    """Weight of the Dice in nnU-Net's loss relative to that of its cross entropy; both together weigh 2."""
     rare_class_power: float = 0.0
     """In that cross entropy a voxel weighs its class's share of the labeled voxels to the power of minus this, in
     proportion; 0, nnU-Net's, weighs all alike."""

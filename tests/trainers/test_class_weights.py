@@ -58,9 +58,16 @@ def test_the_loss_has_the_weights(tmp_path, monkeypatch, ignore):
         weights = class_weights(weighted, 0.5)[labels.long()] * (1 if annotated is None else annotated)
         count = labels.numel() if annotated is None else annotated.sum()
         entropy = (cross_entropy(head, labels[:, 0].long(), reduction="none")[:, None] * weights).sum() / count
-        expected += share * (entropy + 5 * plain.dice_loss(head, labels, annotated))
+        expected += share * (1 / 3 * entropy + 5 / 3 * plain.dice_loss(head, labels, annotated))
     torch.testing.assert_close(weighted.segmentation_loss(heads, targets), expected)
     assert not torch.isclose(plain.segmentation_loss(heads, targets), expected)
+
+
+@pytest.mark.parametrize(("relative", "weights"), [(1.0, (1.0, 1.0)), (3.0, (1.5, 0.5)), (0.25, (0.4, 1.6))])
+def test_weights_of_dice_and_cross_entropy_have_nnunets_sum(tmp_path, monkeypatch, relative, weights):
+    trainer = Tiny().write(tmp_path, monkeypatch).bare_trainer("Supervised")
+    trainer.segmentation_dice_weight = relative
+    assert trainer.segmentation_weights == pytest.approx(weights)
 
 
 def test_masked_loss_has_the_weights(tmp_path, monkeypatch):

@@ -114,6 +114,13 @@ class BuildingBlocks(nnUNetTrainer):
         # every rank divides by the same area
         return (values * weight).sum() / self.ranks.mean(weight.sum()).clamp_min(1e-8)
 
+    @property
+    def segmentation_weights(self) -> tuple[float, float]:
+        """Of the Dice and of the cross entropy in nnU-Net's loss; their sum is nnU-Net's, so that terms on unlabeled
+        patches weigh as much beside it."""
+        share = self.segmentation_dice_weight / (1 + self.segmentation_dice_weight)
+        return 2 * share, 2 * (1 - share)
+
     def masked_segmentation_loss(
         self, heads: list[torch.Tensor], target: list[torch.Tensor], mask: list[torch.Tensor]
     ) -> torch.Tensor:
@@ -128,13 +135,15 @@ class BuildingBlocks(nnUNetTrainer):
             mask: ``(N, 1, *S)`` boolean per head, True where the target counts.
         """
 
+        of_dice, of_ce = self.segmentation_weights
+
         def of_head(logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             labels, annotated = self.annotation(logits, target)
             inside = (mask if annotated is None else mask & annotated).to(logits.dtype)
             area = inside.sum(dim=tuple(range(1, inside.ndim)), keepdim=True)
             of_classes = getattr(dice_and_cross_entropy(self.loss).ce, "weight", None)
             cross_entropy = self.cross_entropy(logits, target, inside / area.clamp_min(1), of_classes)
-            return cross_entropy + self.segmentation_dice_weight * self.dice_loss(logits, labels, inside)
+            return of_ce * cross_entropy + of_dice * self.dice_loss(logits, labels, inside)
 
         return self.over_heads(of_head, heads, target, mask)
 

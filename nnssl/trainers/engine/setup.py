@@ -35,7 +35,6 @@ class SetUp(BuildingBlocks):
     lr_decay_power: float
     mirror_axes: tuple[int, ...] | None
     rotation_degrees: float | None
-    segmentation_dice_weight: float
     labeled_batch_size: int | None
     _modules: dict[str, nn.Module]
 
@@ -74,7 +73,8 @@ class SetUp(BuildingBlocks):
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
-        dice_and_cross_entropy(loss).weight_dice = self.segmentation_dice_weight
+        inner = dice_and_cross_entropy(loss)
+        inner.weight_dice, inner.weight_ce = self.segmentation_weights
         return share_loss(loss, self.ranks, self.label_manager.ignore_label)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
