@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from nnssl.errors import UserError
 from nnssl.losses.labels import WeightedCrossEntropy
 from nnssl.trainers.engine.class_balance import class_weights
-from nnssl.trainers.engine.recipe import MANY_CLASSES, SHORT, SHORT_MANY_CLASSES, describe_recipe
+from nnssl.trainers.engine.recipe import SHORT, SHORT_OPTIMIZER, describe_recipe
 from tests.support.tiny import Tiny
 from tests.trainers.test_blocks import heads_and_targets
 
@@ -91,7 +91,7 @@ def test_a_class_without_voxels_weighs_as_the_rarest(tmp_path, monkeypatch):
 
 
 def test_a_run_that_began_before_the_recipe_keeps_its_loss(tmp_path, monkeypatch):
-    tiny = Tiny(classes=MANY_CLASSES + 1).write(tmp_path, monkeypatch)
+    tiny = Tiny(classes=3).write(tmp_path, monkeypatch)
     plain = {"segmentation_dice_weight": 1.0, "rare_class_power": 0.0, "warmup_steps": 0}
     trainer = tiny.trainer("Supervised", **plain)
     file = tmp_path / "old.pth"
@@ -118,29 +118,37 @@ def test_regions_have_no_rare_class_power(tmp_path, monkeypatch):
         tiny.trainer("Supervised", rare_class_power=0.5).on_train_start()
 
 
+PLAIN = {"segmentation_dice_weight": 1.0, "rare_class_power": 0.0, "warmup_steps": 0}
+
+
 @pytest.mark.parametrize(
-    ("classes", "regions", "expected"),  # background is one of the classes
+    ("name", "regions", "expected"),
     [
-        (MANY_CLASSES, False, SHORT | {"segmentation_dice_weight": 1.0, "rare_class_power": 0.0}),
-        (MANY_CLASSES + 1, False, SHORT_MANY_CLASSES),
-        (MANY_CLASSES + 1, True, SHORT | {"rare_class_power": 0.0}),
+        ("Supervised", False, SHORT),
+        ("MeanTeacher", False, SHORT),
+        ("Supervised", True, SHORT_OPTIMIZER | PLAIN),
+        # which has a weight decay of its own
+        ("ReciprocalLearning", False, PLAIN | {"optimizer_name": "AdamW", "initial_lr": 2e-3}),
     ],
 )
-def test_short_trainings_with_many_classes_have_a_recipe_of_their_own(
-    tmp_path, monkeypatch, classes, regions, expected
-):
-    tiny = Tiny(classes=classes, regions=regions).write(tmp_path, monkeypatch)
-    trainer = tiny.bare_trainer("Supervised")
-    if regions:
-        many = property(lambda self: list(range(1, classes)))
-        monkeypatch.setattr(type(trainer.label_manager), "foreground_labels", many)
+def test_short_trainings_have_weights_in_nnunets_loss(tmp_path, monkeypatch, name, regions, expected):
+    trainer = Tiny(classes=3, regions=regions).write(tmp_path, monkeypatch).bare_trainer(name)
     trainer.configure({"num_epochs": 2, "num_iterations_per_epoch": 2})
     assert {name: getattr(trainer, name) for name in expected} == expected
-    line = describe_recipe(trainer)
-    assert ("Dice weighs 16 times" in line) == (expected == SHORT_MANY_CLASSES)
-    other = tiny.bare_trainer("ReciprocalLearning")
-    other.configure({"num_epochs": 2, "num_iterations_per_epoch": 2})
-    assert (other.initial_lr, other.segmentation_dice_weight) == (SHORT["initial_lr"], 1.0)
-    own = tiny.bare_trainer("Supervised")
-    own.configure({"num_epochs": 2, "recipe": "nnunet"})
-    assert (own.segmentation_dice_weight, own.rare_class_power, own.warmup_steps) == (1.0, 0.0, 0)
+    assert ("Dice weighs 16 times" in describe_recipe(trainer)) == (expected == SHORT)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({"recipe": "nnunet"}, PLAIN | {"optimizer_name": "SGD", "initial_lr": 1e-2}),
+        ({"num_epochs": 1000, "num_iterations_per_epoch": 250}, PLAIN | {"optimizer_name": "SGD"}),
+        ({"optimizer_name": "AdamW", "initial_lr": 2e-3, "weight_decay": 0.01}, PLAIN | {"initial_lr": 2e-3}),
+        ({"optimizer_name": "AdamW", "initial_lr": 2e-3}, SHORT | {"initial_lr": 2e-3}),
+        ({"segmentation_dice_weight": 1.0}, SHORT | {"segmentation_dice_weight": 1.0}),
+    ],
+)
+def test_what_the_user_chooses_comes_before_the_recipe(tmp_path, monkeypatch, chosen, expected):
+    trainer = Tiny(classes=3).write(tmp_path, monkeypatch).bare_trainer("Supervised")
+    trainer.configure({"num_epochs": 2, "num_iterations_per_epoch": 2} | chosen)
+    assert {name: getattr(trainer, name) for name in expected} == expected

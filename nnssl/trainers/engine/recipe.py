@@ -10,24 +10,23 @@ if TYPE_CHECKING:
 
 SHORT_BELOW = 10_000
 """Steps below which ``recipe=auto`` is the short one."""
-SHORT: dict[str, Any] = {"optimizer_name": "AdamW", "initial_lr": 2e-3, "weight_decay": 0.01}
-MANY_CLASSES = 8
-"""Foreground classes from which on the short recipe is `SHORT_MANY_CLASSES`."""
-SHORT_MANY_CLASSES: dict[str, Any] = SHORT | {
+SHORT_OPTIMIZER: dict[str, Any] = {"optimizer_name": "AdamW", "initial_lr": 2e-3, "weight_decay": 0.01}
+"""Of short trainings whose loss has not those weights: with regions, or of methods that learn otherwise."""
+SHORT: dict[str, Any] = SHORT_OPTIMIZER | {
     "initial_lr": 1e-2,
     "warmup_steps": 20,
     "segmentation_dice_weight": 16.0,
     "rare_class_power": 0.5,
 }
-"""In the beginning the gradient of a mean Dice over many classes is far below that of the cross entropy, of which small
-classes have a tiny share: with `SHORT` they are learned late."""
+"""In the beginning the gradient of a Dice is far below that of the cross entropy, of which small classes have a tiny
+share: without the weights they are learned late."""
 
 
 def apply_recipe(trainer: SemiSupervisedTrainer, chosen: Collection[str]) -> None:
     """Decides on the recipe of a run and sets the hyper-parameters that belong to it.
 
     Those that the user has chosen stay, and those for which the method has a value of its own. Who chooses SGD, or what
-    only SGD has, gets nnU-Net's values for the rest.
+    only SGD has, or optimizer, learning rate and weight decay at once, gets nnU-Net's values for the rest.
 
     Args:
         trainer: with its budget set.
@@ -35,12 +34,12 @@ def apply_recipe(trainer: SemiSupervisedTrainer, chosen: Collection[str]) -> Non
     """
     if trainer.recipe == "auto":
         sgd = {"momentum", "nesterov"}.intersection(chosen)
-        sgd_or_long = sgd or ("optimizer_name" in chosen and trainer.optimizer_name == "SGD")
-        trainer.recipe = "nnunet" if sgd_or_long or total_steps(trainer) >= SHORT_BELOW else "short"
+        sgd = sgd or ("optimizer_name" in chosen and trainer.optimizer_name == "SGD")
+        own = sgd or SHORT_OPTIMIZER.keys() <= set(chosen)
+        trainer.recipe = "nnunet" if own or total_steps(trainer) >= SHORT_BELOW else "short"
     if trainer.recipe == "short":
-        manager = trainer.label_manager
-        many = not manager.has_regions and len(manager.foreground_labels) >= MANY_CLASSES and trainer.learns_by_dice
-        for name, value in (SHORT_MANY_CLASSES if many else SHORT).items():
+        weighted = trainer.learns_by_dice and not trainer.label_manager.has_regions
+        for name, value in (SHORT if weighted else SHORT_OPTIMIZER).items():
             if name not in chosen and not _has_its_own(type(trainer), name):
                 setattr(trainer, name, value)
 
