@@ -65,6 +65,19 @@ CANDIDATES = {
 }
 # the other one of nnU-Net's two ranges: ACDC has slices, within which it rotates by up to 180 degrees
 ROTATED = {"hippocampus_4_cv": 180, "acdc_4_cv": 30}
+# one class, 160 steps
+ATRIUM = DataSet("la_4_cv", "la_1p25mm", labeled=4, validation=10)
+ATRIUM_EPOCHS = 4
+ATRIUM_ROWS = {
+    "AdamW 2e-3": ADAMW,
+    "the recipe of many classes": MANY,
+    "AdamW 5e-3, Dice weighs 16, rare classes weigh more": (*MANY, "initial_lr=5e-3"),
+    "AdamW 2e-3, Dice weighs 16, rare classes weigh more": (*MANY, "initial_lr=2e-3"),
+    "AdamW 5e-3, Dice weighs 16": (*MANY, "initial_lr=5e-3", "rare_class_power=0"),
+    "AdamW 5e-3, rare classes weigh more": (*MANY, "initial_lr=5e-3", "segmentation_dice_weight=1"),
+    "AdamW 5e-3, 20 steps of warm-up": (*FAST, "initial_lr=5e-3"),
+    "AdamW 5e-3, Dice weighs 4, rare classes weigh more": (*MANY, "initial_lr=5e-3", "segmentation_dice_weight=4"),
+}
 # 16 structures, 240 steps: the recipe of many classes, what each part of it adds, and mirroring
 BRAIN = DataSet("oasis_2_cv", "oasis35_2mm", labeled=2, validation=5)
 BRAIN_EPOCHS = 6
@@ -93,6 +106,11 @@ def jobs() -> list[Job]:
             for row, (trainer, overrides, times) in rows.items()
             for seed in (0, 1)
         ]
+    found += [
+        Job(row, ATRIUM, "Supervised", seed, ATRIUM_EPOCHS, STEPS_PER_EPOCH, overrides)
+        for seed in (0, 1)
+        for row, overrides in ATRIUM_ROWS.items()
+    ]
     return found + [
         Job(row, BRAIN, "Supervised", seed, BRAIN_EPOCHS, STEPS_PER_EPOCH, overrides)
         for seed in (0, 1)

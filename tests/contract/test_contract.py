@@ -98,13 +98,14 @@ def test_without_its_unsupervised_terms_a_step_is_the_supervised_step(name, tiny
     the pass over labeled patches alone agrees to rounding only.
     """
     data = tiny()
-    reference = data.trainer("Supervised")
-    trainer = data.trainer(name, **registered_trainers()[name].supervised_with)
+    # methods of several phases warm up in each
+    reference = data.trainer("Supervised", warmup_steps=0)
+    trainer = data.trainer(name, **registered_trainers()[name].supervised_with, warmup_steps=0)
     assert _equal(_weights(unwrap(reference.network)), _weights(unwrap(trainer.network)))
     monkeypatch.setattr(trainer, "prepare_step", lambda step: None)
     terms = trainer.unsupervised_loss
     monkeypatch.setattr(trainer, "unsupervised_loss", lambda step: {k: v * 0.0 for k, v in terms(step).items()})
-    alone = data.trainer("Supervised").train_step(data.batch(0) | {"unlabeled": None})
+    alone = data.trainer("Supervised", warmup_steps=0).train_step(data.batch(0) | {"unlabeled": None})
     for seed in range(3):
         supervised = reference.train_step(data.batch(seed))
         losses = trainer.train_step(data.batch(seed))
@@ -247,7 +248,7 @@ def test_trains_on(name, options, tiny):
     before = _weights(unwrap(trainer.network))
     trainer.run_training()
     assert not _equal(before, _weights(unwrap(trainer.network)))
-    assert trainer.history.rows[-1]["loss"] > 0
+    assert math.isfinite(trainer.history.rows[-1]["loss"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -334,7 +335,10 @@ def test_memory_of_a_step_can_be_estimated(name, tiny):
 def test_loss_falls_on_a_phantom(name, tiny):
     # methods that begin anew with other data inside a run are followed through one training here
     continuous = {"warm_start": True} if "warm_start" in hyperparameters(registered_trainers()[name]) else {}
-    trainer = tiny(labeled_batch=2).trainer(name, num_epochs=2, num_iterations_per_epoch=12, **continuous)
+    # nnU-Net's weights in the loss, which is above 0 with them
+    plain = {"optimizer_name": "AdamW", "initial_lr": 2e-3, "weight_decay": 0.01}
+    budget = {"num_epochs": 2, "num_iterations_per_epoch": 12}
+    trainer = tiny(labeled_batch=2).trainer(name, **budget, **continuous, **plain)
     trainer.run_training()
     first, last = trainer.history.rows
     assert last["supervised"] < 0.8 * first["supervised"]
