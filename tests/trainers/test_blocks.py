@@ -31,7 +31,7 @@ def heads_and_targets(tiny: Tiny, trainer) -> tuple[list[torch.Tensor], list[tor
 @pytest.mark.parametrize("regions", [False, True])
 def test_cross_entropy_over_heads_is_that_of_nnunets_loss(tmp_path, monkeypatch, regions, ignore):
     tiny = Tiny(regions=regions, ignore=ignore, classes=3).write(tmp_path, monkeypatch)
-    trainer = tiny.trainer("Supervised")
+    trainer = tiny.trainer("Supervised", recipe="nnunet")
     heads, targets = heads_and_targets(tiny, trainer)
     trainer.loss.loss.weight_dice = 0
     expected = trainer.loss(heads, targets)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from nnssl.errors import UserError
 from nnssl.losses.labels import WeightedCrossEntropy
 from nnssl.trainers.engine.class_balance import class_weights
-from nnssl.trainers.engine.recipe import SHORT, SHORT_OPTIMIZER, describe_recipe
+from nnssl.trainers.engine.recipe import SHORT, SHORT_SEVERAL_CLASSES, describe_recipe
 from tests.support.tiny import Tiny
 from tests.trainers.test_blocks import heads_and_targets
 
@@ -122,20 +122,21 @@ PLAIN = {"segmentation_dice_weight": 1.0, "rare_class_power": 0.0, "warmup_steps
 
 
 @pytest.mark.parametrize(
-    ("name", "regions", "expected"),
+    ("name", "classes", "regions", "expected"),  # background is one of the classes
     [
-        ("Supervised", False, SHORT),
-        ("MeanTeacher", False, SHORT),
-        ("Supervised", True, SHORT_OPTIMIZER | PLAIN),
+        ("Supervised", 3, False, SHORT_SEVERAL_CLASSES),
+        ("MeanTeacher", 3, False, SHORT_SEVERAL_CLASSES),
+        ("Supervised", 2, False, SHORT | PLAIN),
+        ("Supervised", 3, True, SHORT | PLAIN),
         # which has a weight decay of its own
-        ("ReciprocalLearning", False, PLAIN | {"optimizer_name": "AdamW", "initial_lr": 2e-3}),
+        ("ReciprocalLearning", 3, False, PLAIN | {"optimizer_name": "AdamW", "initial_lr": 2e-3}),
     ],
 )
-def test_short_trainings_have_weights_in_nnunets_loss(tmp_path, monkeypatch, name, regions, expected):
-    trainer = Tiny(classes=3, regions=regions).write(tmp_path, monkeypatch).bare_trainer(name)
+def test_short_trainings_have_weights_in_nnunets_loss(tmp_path, monkeypatch, name, classes, regions, expected):
+    trainer = Tiny(classes=classes, regions=regions).write(tmp_path, monkeypatch).bare_trainer(name)
     trainer.configure({"num_epochs": 2, "num_iterations_per_epoch": 2})
     assert {name: getattr(trainer, name) for name in expected} == expected
-    assert ("Dice weighs 16 times" in describe_recipe(trainer)) == (expected == SHORT)
+    assert ("Dice weighs 16 times" in describe_recipe(trainer)) == (expected == SHORT_SEVERAL_CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +145,8 @@ def test_short_trainings_have_weights_in_nnunets_loss(tmp_path, monkeypatch, nam
         ({"recipe": "nnunet"}, PLAIN | {"optimizer_name": "SGD", "initial_lr": 1e-2}),
         ({"num_epochs": 1000, "num_iterations_per_epoch": 250}, PLAIN | {"optimizer_name": "SGD"}),
         ({"optimizer_name": "AdamW", "initial_lr": 2e-3, "weight_decay": 0.01}, PLAIN | {"initial_lr": 2e-3}),
-        ({"optimizer_name": "AdamW", "initial_lr": 2e-3}, SHORT | {"initial_lr": 2e-3}),
-        ({"segmentation_dice_weight": 1.0}, SHORT | {"segmentation_dice_weight": 1.0}),
+        ({"optimizer_name": "AdamW", "initial_lr": 2e-3}, SHORT_SEVERAL_CLASSES | {"initial_lr": 2e-3}),
+        ({"segmentation_dice_weight": 1.0}, SHORT_SEVERAL_CLASSES | {"segmentation_dice_weight": 1.0}),
     ],
 )
 def test_what_the_user_chooses_comes_before_the_recipe(tmp_path, monkeypatch, chosen, expected):

@@ -6,7 +6,7 @@ from tests.support.tiny import Tiny
 
 LONG = {"num_epochs": SHORT_BELOW // 10, "num_iterations_per_epoch": 10}
 NNUNET = {"optimizer_name": "SGD", "initial_lr": 1e-2, "weight_decay": 3e-5}
-SHORT = {"optimizer_name": "AdamW", "initial_lr": 1e-2, "weight_decay": 0.01}
+SHORT = {"optimizer_name": "AdamW", "initial_lr": 2e-3, "weight_decay": 0.01}
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_recipe_follows_the_number_of_steps_and_what_the_user_chose(tiny, overri
 def test_the_optimizer_is_that_of_the_recipe(tiny):
     adamw = tiny.trainer("Supervised").optimizer
     assert type(adamw) is torch.optim.AdamW
-    assert (adamw.param_groups[0]["lr"], adamw.param_groups[0]["weight_decay"]) == (1e-2, 0.01)
+    assert (adamw.param_groups[0]["lr"], adamw.param_groups[0]["weight_decay"]) == (2e-3, 0.01)
     sgd = tiny.trainer("Supervised", recipe="nnunet").optimizer
     assert type(sgd) is torch.optim.SGD
     assert (sgd.defaults["momentum"], sgd.param_groups[0]["lr"]) == (0.99, 1e-2)
@@ -65,4 +65,4 @@ def test_a_continued_training_keeps_its_recipe(tiny, tmp_path):
 
 def test_the_log_says_which_recipe_is_used(tiny):
     line = describe_recipe(tiny.trainer("Supervised"))
-    assert line.startswith("recipe for 4 steps: short (AdamW, learning rate 0.01, weight decay 0.01, 20 steps of")
+    assert line.startswith("recipe for 4 steps: short (AdamW, learning rate 0.002, weight decay 0.01)")

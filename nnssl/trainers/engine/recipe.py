@@ -10,16 +10,17 @@ if TYPE_CHECKING:
 
 SHORT_BELOW = 10_000
 """Steps below which ``recipe=auto`` is the short one."""
-SHORT_OPTIMIZER: dict[str, Any] = {"optimizer_name": "AdamW", "initial_lr": 2e-3, "weight_decay": 0.01}
-"""Of short trainings whose loss has not those weights: with regions, or of methods that learn otherwise."""
-SHORT: dict[str, Any] = SHORT_OPTIMIZER | {
+SHORT: dict[str, Any] = {"optimizer_name": "AdamW", "initial_lr": 2e-3, "weight_decay": 0.01}
+SEVERAL_CLASSES = 2
+"""Foreground classes from which on the short recipe is `SHORT_SEVERAL_CLASSES`."""
+SHORT_SEVERAL_CLASSES: dict[str, Any] = SHORT | {
     "initial_lr": 1e-2,
     "warmup_steps": 20,
     "segmentation_dice_weight": 16.0,
     "rare_class_power": 0.5,
 }
-"""In the beginning the gradient of a Dice is far below that of the cross entropy, of which small classes have a tiny
-share: without the weights they are learned late."""
+"""In the beginning the gradient of a mean Dice over classes is far below that of the cross entropy, of which small
+classes have a tiny share: with `SHORT` they are learned late. A single class is learned better with that."""
 
 
 def apply_recipe(trainer: SemiSupervisedTrainer, chosen: Collection[str]) -> None:
@@ -35,11 +36,12 @@ def apply_recipe(trainer: SemiSupervisedTrainer, chosen: Collection[str]) -> Non
     if trainer.recipe == "auto":
         sgd = {"momentum", "nesterov"}.intersection(chosen)
         sgd = sgd or ("optimizer_name" in chosen and trainer.optimizer_name == "SGD")
-        own = sgd or SHORT_OPTIMIZER.keys() <= set(chosen)
+        own = sgd or SHORT.keys() <= set(chosen)
         trainer.recipe = "nnunet" if own or total_steps(trainer) >= SHORT_BELOW else "short"
     if trainer.recipe == "short":
-        weighted = trainer.learns_by_dice and not trainer.label_manager.has_regions
-        for name, value in (SHORT if weighted else SHORT_OPTIMIZER).items():
+        manager = trainer.label_manager
+        several = not manager.has_regions and len(manager.foreground_labels) >= SEVERAL_CLASSES
+        for name, value in (SHORT_SEVERAL_CLASSES if several and trainer.learns_by_dice else SHORT).items():
             if name not in chosen and not _has_its_own(type(trainer), name):
                 setattr(trainer, name, value)
 
