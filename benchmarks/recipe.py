@@ -22,8 +22,8 @@ POOLS = (
 NNUNET = (BRIEF,)
 ADAMW = (*NNUNET, "optimizer_name=AdamW", "initial_lr=2e-3", "weight_decay=0.01")
 FAST = (*ADAMW, "initial_lr=1e-2", "warmup_steps=20")
-# what the short recipe is with many classes
-MANY = (*FAST, "segmentation_dice_weight=16", "rare_class_power=0.5")
+# what the short recipe is with several classes
+SEVERAL = (*FAST, "segmentation_dice_weight=16", "rare_class_power=0.5")
 STEPS_PER_EPOCH, EPOCHS = 40, 10
 
 # row: trainer, hyper-parameters, times the steps
@@ -49,7 +49,7 @@ CANDIDATES = {
     "AdamW 2e-3, mirrored along all axes": ("Supervised", (*ADAMW, "mirror_axes=(0,1,2)"), 1),
     "AdamW 2e-3, not mirrored": ("Supervised", (*ADAMW, "mirror_axes=()"), 1),
     "AdamW 2e-3, not rotated": ("Supervised", (*ADAMW, "rotation_degrees=0"), 1),
-    "the recipe of many classes": ("Supervised", MANY, 1),
+    "the recipe of several classes": ("Supervised", SEVERAL, 1),
     # what each part of it adds
     "AdamW 1e-2, 20 steps of warm-up": ("Supervised", FAST, 1),
     "AdamW 1e-2, Dice weighs 4": ("Supervised", (*FAST, "segmentation_dice_weight=4"), 1),
@@ -60,8 +60,8 @@ CANDIDATES = {
         (*FAST, "segmentation_dice_weight=4", "rare_class_power=0.5"),
         1,
     ),
-    "AdamW 5e-3, Dice weighs 16, rare classes weigh more": ("Supervised", (*MANY, "initial_lr=5e-3"), 1),
-    "the recipe of many classes, decay in every step": ("Supervised", (*MANY, "lr_decay_per_step=True"), 1),
+    "AdamW 5e-3, Dice weighs 16, rare classes weigh more": ("Supervised", (*SEVERAL, "initial_lr=5e-3"), 1),
+    "the recipe of several classes, decay in every step": ("Supervised", (*SEVERAL, "lr_decay_per_step=True"), 1),
 }
 # the other one of nnU-Net's two ranges: ACDC has slices, within which it rotates by up to 180 degrees
 ROTATED = {"hippocampus_4_cv": 180, "acdc_4_cv": 30}
@@ -70,15 +70,15 @@ ATRIUM = DataSet("la_4_cv", "la_1p25mm", labeled=4, validation=10)
 ATRIUM_EPOCHS = 4
 ATRIUM_ROWS = {
     "AdamW 2e-3": ADAMW,
-    "the recipe of many classes": MANY,
-    "AdamW 5e-3, Dice weighs 16, rare classes weigh more": (*MANY, "initial_lr=5e-3"),
-    "AdamW 2e-3, Dice weighs 16, rare classes weigh more": (*MANY, "initial_lr=2e-3"),
-    "AdamW 5e-3, Dice weighs 16": (*MANY, "initial_lr=5e-3", "rare_class_power=0"),
-    "AdamW 5e-3, rare classes weigh more": (*MANY, "initial_lr=5e-3", "segmentation_dice_weight=1"),
+    "the recipe of several classes": SEVERAL,
+    "AdamW 5e-3, Dice weighs 16, rare classes weigh more": (*SEVERAL, "initial_lr=5e-3"),
+    "AdamW 2e-3, Dice weighs 16, rare classes weigh more": (*SEVERAL, "initial_lr=2e-3"),
+    "AdamW 5e-3, Dice weighs 16": (*SEVERAL, "initial_lr=5e-3", "rare_class_power=0"),
+    "AdamW 5e-3, rare classes weigh more": (*SEVERAL, "initial_lr=5e-3", "segmentation_dice_weight=1"),
     "AdamW 5e-3, 20 steps of warm-up": (*FAST, "initial_lr=5e-3"),
-    "AdamW 5e-3, Dice weighs 4, rare classes weigh more": (*MANY, "initial_lr=5e-3", "segmentation_dice_weight=4"),
+    "AdamW 5e-3, Dice weighs 4, rare classes weigh more": (*SEVERAL, "initial_lr=5e-3", "segmentation_dice_weight=4"),
 }
-# 16 structures, 240 steps: the recipe of many classes, what each part of it adds, and mirroring
+# 16 structures, 240 steps: the recipe of several classes, what each part of it adds, and mirroring
 BRAIN = DataSet("oasis_2_cv", "oasis35_2mm", labeled=2, validation=5)
 BRAIN_EPOCHS = 6
 PLAIN = (*ADAMW, "warmup_steps=0", "segmentation_dice_weight=1", "rare_class_power=0")
@@ -88,9 +88,9 @@ PARTS = {
     "AdamW 1e-2, warm-up": FASTER,
     "AdamW 1e-2, warm-up, Dice weighs 16": (*FASTER, "segmentation_dice_weight=16"),
     "AdamW 1e-2, warm-up, rare classes weigh more": (*FASTER, "rare_class_power=0.5"),
-    "the recipe of many classes": MANY,
-    "the same, mirrored along all axes": (*MANY, "mirror_axes=(0,1,2)"),
-    "the same, not mirrored": (*MANY, "mirror_axes=()"),
+    "the recipe of several classes": SEVERAL,
+    "the same, mirrored along all axes": (*SEVERAL, "mirror_axes=(0,1,2)"),
+    "the same, not mirrored": (*SEVERAL, "mirror_axes=()"),
 }
 
 
