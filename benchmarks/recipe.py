@@ -50,6 +50,14 @@ CANDIDATES = {
     "AdamW 2e-3, not mirrored": ("Supervised", (*ADAMW, "mirror_axes=()"), 1),
     "AdamW 2e-3, not rotated": ("Supervised", (*ADAMW, "rotation_degrees=0"), 1),
     "the recipe of several classes": ("Supervised", SEVERAL, 1),
+    # the same when the baseline is nearly converged
+    "AdamW 2e-3, 3 times the steps": ("Supervised", ADAMW, 3),
+    "the recipe of several classes, 3 times the steps": ("Supervised", SEVERAL, 3),
+    "AdamW 5e-3, Dice weighs 16, rare classes weigh more, 3 times the steps": (
+        "Supervised",
+        (*SEVERAL, "initial_lr=5e-3"),
+        3,
+    ),
     # what each part of it adds
     "AdamW 1e-2, 20 steps of warm-up": ("Supervised", FAST, 1),
     "AdamW 1e-2, Dice weighs 4": ("Supervised", (*FAST, "segmentation_dice_weight=4"), 1),
