@@ -58,6 +58,12 @@ CANDIDATES = {
         (*SEVERAL, "initial_lr=5e-3"),
         3,
     ),
+    "AdamW 2e-3, Dice weighs 16, rare classes weigh more, 3 times the steps": (
+        "Supervised",
+        (*SEVERAL, "initial_lr=2e-3"),
+        3,
+    ),
+    "AdamW 2e-3, Dice weighs 4, 3 times the steps": ("Supervised", (*ADAMW, "segmentation_dice_weight=4"), 3),
     # what each part of it adds
     "AdamW 1e-2, 20 steps of warm-up": ("Supervised", FAST, 1),
     "AdamW 1e-2, Dice weighs 4": ("Supervised", (*FAST, "segmentation_dice_weight=4"), 1),
