@@ -25,6 +25,7 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "rounds 1:1:1": ("rounds=3", "round_shares=(1,1,1)"),
     "rounds 1:1:1 of one training": ONE,
     "rounds 1:1:1 of one training, all pairs switched": (*ONE, "switch_probability=1"),
+    "rounds 1:1:1 of one training, no pair switched": (*ONE, "switch_probability=0"),
     "rounds 1:1, all pairs switched": (EQUAL, "switch_probability=1"),
     "rounds 1:1, corresponding in the foreground box": (EQUAL, "atlas_correspondence=bbox"),
     "registered labels, one round": (REGISTERED, "rounds=1"),
@@ -32,7 +33,9 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "registered labels, rounds 1:1": (REGISTERED, EQUAL),
     "registered labels, rounds 1:1, warm start": (REGISTERED, EQUAL, "warm_start=True"),
     "registered labels, rounds 1:1:1, warm start": (REGISTERED, "rounds=3", "round_shares=(1,1,1)", "warm_start=True"),
+    "registered labels, one round, no pair switched": (REGISTERED, "rounds=1", "switch_probability=0"),
     "registered labels, rounds 1:1:1 of one training": (REGISTERED, *ONE),
+    "registered labels, rounds 1:1:1 of one training, no pair switched": (REGISTERED, *ONE, "switch_probability=0"),
 }
 
 
@@ -43,6 +46,7 @@ def jobs() -> list[Job]:
         for pool in POOLS:
             table, budget = f"{pool.name}, rounds", (EPOCHS[pool.name], STEPS_PER_EPOCH)
             switch = ("--atlas-augmentation", "regional_switch")
+            found.append(Job("Supervised", pool, "Supervised", seed, *budget, (BRIEF,), table=table))
             found.append(Job(SWITCH, pool, "Supervised", seed, *budget, (BRIEF,), switch, table))
             for row, overrides in CANDIDATES.items():
                 found.append(Job(row, pool, "SwitchedSelfTraining", seed, *budget, (BRIEF, *overrides), table=table))
@@ -50,4 +54,4 @@ def jobs() -> list[Job]:
 
 
 if __name__ == "__main__":
-    main(jobs(), __doc__, baseline=SWITCH)
+    main(jobs(), __doc__, baseline="Supervised")
