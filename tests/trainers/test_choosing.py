@@ -14,7 +14,6 @@ from nnssl.trainers import choosing
 from nnssl.trainers.choosing import (
     FEW_LABELED,
     FEWEST_LABELED,
-    FEWEST_STEPS,
     FEWEST_STEPS_REGISTERED,
     FEWEST_STEPS_SWITCHED,
     FEWEST_UNLABELED,
@@ -49,7 +48,7 @@ USUAL = Situation(labeled=4, unlabeled=100, steps=250_000, steps_after_registrat
         ({"unlabeled": 0}, "Supervised"),
         ({"unlabeled": FEWEST_UNLABELED - 1}, "Supervised"),
         ({"unlabeled": FEWEST_UNLABELED}, "BCP"),
-        ({"steps": FEWEST_STEPS - 1}, "Supervised"),
+        ({"steps": LONG_STEPS - 1}, "Supervised"),
         ({"cascaded": True}, "Supervised"),
         ({"dimensions": 2}, "Supervised"),
         ({"dimensions": 2, "labeled": 2, "corresponding": True, "registrable": 100}, "Supervised"),
@@ -69,11 +68,10 @@ def test_rules(changes, trainer):
         ({"unlabeled": FEWEST_UNLABELED - 1}, True),
         ({"steps": FEWEST_STEPS_SWITCHED}, True),
         ({"steps": FEWEST_STEPS_SWITCHED - 1}, False),
-        ({"steps": FEWEST_STEPS, "labeled": MOST_SWITCHED}, True),
-        ({"steps": FEWEST_STEPS - 1, "labeled": MOST_SWITCHED}, False),
+        ({"steps": LONG_STEPS - 1, "labeled": MOST_SWITCHED}, True),
         ({}, False),
-        ({"steps": FEWEST_STEPS, "labeled": MOST_SWITCHED + 1}, False),
-        ({"steps": FEWEST_STEPS - 1, "corresponding": False}, False),
+        ({"steps": LONG_STEPS - 1, "labeled": MOST_SWITCHED + 1}, False),
+        ({"steps": LONG_STEPS - 1, "corresponding": False}, False),
     ],
 )
 def test_few_corresponding_cases_are_switched_in_short_trainings(changes, switched):
@@ -167,15 +165,15 @@ def trained(tiny, trainer: str, fold: str) -> None:
 
 def test_the_choice_of_the_first_run_holds_for_the_others(tiny, capsys):
     assert chosen().trainer == "Supervised"
-    assert chosen(epochs=1000).trainer == "BCP", "nothing has been trained with the first choice"
+    assert chosen(epochs=LONG_STEPS).trainer == "BCP", "nothing has been trained with the first choice"
     assert chosen().trainer == "Supervised"
     trained(tiny, "Supervised", "all")
     capsys.readouterr()
-    assert chosen(epochs=1000).trainer == "Supervised"
+    assert chosen(epochs=LONG_STEPS).trainer == "Supervised"
     assert "(as in" in capsys.readouterr().out
-    assert chosen(epochs=1000, overwrite=True, resume=True).trainer == "Supervised"
+    assert chosen(epochs=LONG_STEPS, overwrite=True, resume=True).trainer == "Supervised"
     # the only run may be made anew with another method, one of several may not
-    assert chosen(epochs=1000, overwrite=True).trainer == "BCP"
+    assert chosen(epochs=LONG_STEPS, overwrite=True).trainer == "BCP"
     trained(tiny, "BCP", "all")
     trained(tiny, "BCP", "0")
     assert chosen(overwrite=True).trainer == "BCP"
@@ -259,9 +257,9 @@ def test_steps_may_be_given_as_hyper_parameters(tiny, capsys):
 
 def test_steps_are_those_that_the_minutes_allow(tiny, monkeypatch, capsys):
     monkeypatch.setattr(budget, "measure_costs", lambda trainer: budget.Costs(step=1, start=0))
-    asked = chosen(epochs=None, iterations_per_epoch=None, minutes=100)
+    asked = chosen(epochs=None, iterations_per_epoch=None, minutes=1000)
     assert asked.trainer == "BCP"
-    assert "5,250 steps" in capsys.readouterr().out
+    assert "53,750 steps" in capsys.readouterr().out
     assert asked.epochs is None, "the minutes are planned anew, for the method that was chosen"
 
 
