@@ -34,8 +34,8 @@ def apply_recipe(trainer: SemiSupervisedTrainer, chosen: Collection[str]) -> Non
         chosen: names of the hyper-parameters that the user has set.
     """
     if trainer.recipe == "auto":
-        sgd = {"momentum", "nesterov"}.intersection(chosen)
-        sgd = sgd or ("optimizer_name" in chosen and trainer.optimizer_name == "SGD")
+        of_sgd = {"momentum", "nesterov"}.intersection(chosen)
+        sgd = of_sgd or ("optimizer_name" in chosen and trainer.optimizer_name == "SGD")
         own = sgd or SHORT.keys() <= set(chosen)
         trainer.recipe = "nnunet" if own or total_steps(trainer) >= SHORT_BELOW else "short"
     if trainer.recipe == "short":
