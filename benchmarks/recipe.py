@@ -84,6 +84,13 @@ ATRIUM = DataSet("la_4_cv", "la_1p25mm", labeled=4, validation=10)
 ATRIUM_EPOCHS = 4
 ATRIUM_ROWS = {
     "AdamW 2e-3": ADAMW,
+    "AdamW 2e-3, decay in every step": (*ADAMW, "lr_decay_per_step=True"),
+    "AdamW 4e-3, 20 steps of warm-up, decay in every step": (
+        *ADAMW,
+        "initial_lr=4e-3",
+        "warmup_steps=20",
+        "lr_decay_per_step=True",
+    ),
     "the recipe of several classes": SEVERAL,
     "AdamW 5e-3, Dice weighs 16, rare classes weigh more": (*SEVERAL, "initial_lr=5e-3"),
     "AdamW 2e-3, Dice weighs 16, rare classes weigh more": (*SEVERAL, "initial_lr=2e-3"),
