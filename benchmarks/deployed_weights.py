@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import Job, claimed, main, prepared, result, steps_and_minutes
-from recipe import EPOCHS, POOLS, STEPS_PER_EPOCH
+from recipe import ATRIUM, ATRIUM_EPOCHS, EPOCHS, POOLS, STEPS_PER_EPOCH
 from short_budgets import BRIEF
 
 from nnssl.benchmark.steps import run_program
@@ -25,6 +25,7 @@ from nnssl.utils.files import read_json, write_json
 
 LAST, EMA, MEAN = "last step", "EMA 0.99", "mean of the last 3 epochs"
 EMA_DECAY, EPOCHS_OF_MEAN = 0.99, 3
+SETS = {**dict.fromkeys(POOLS, EPOCHS), ATRIUM: ATRIUM_EPOCHS}
 
 
 def jobs() -> list[Job]:
@@ -35,13 +36,13 @@ def jobs() -> list[Job]:
             pool,
             trainer,
             seed,
-            EPOCHS,
+            epochs,
             STEPS_PER_EPOCH,
             (BRIEF,),
             table=f"{pool.name}, weights",
         )
         for seed in (0, 1)
-        for pool in POOLS
+        for pool, epochs in SETS.items()
         for trainer in ("Supervised", "MeanTeacher")
         for weights in (LAST, EMA, MEAN)
     ]
@@ -55,14 +56,15 @@ def run_together(rows: list[Job], folder: Path, data: Path) -> None:
             return
         results = folder / "runs" / rows[0].key
         environment = prepared(rows[0].dataset, folder, data) | {"nnUNet_results": str(results)}
-        run_program([__file__, "--train", rows[0].trainer, rows[0].dataset.fold, str(rows[0].seed)], environment)
-        (trained,) = results.glob(f"*/*/fold_{rows[0].dataset.fold}")
+        fold, seed, epochs = rows[0].dataset.fold, str(rows[0].seed), str(rows[0].epochs)
+        run_program([__file__, "--train", rows[0].trainer, fold, seed, epochs], environment)
+        (trained,) = results.glob(f"*/*/fold_{fold}")
         for row, file in zip(rows, files, strict=True):
             summary = read_json(trained / f"validation, {row.row.partition(', ')[2]}" / "summary.json")
             write_json(result(row, *steps_and_minutes(trained), summary), file)
 
 
-def train(name: str, fold: str, seed: int) -> None:
+def train(name: str, fold: str, seed: int, epochs: int) -> None:
     """Trains, and validates with each of the weights."""
     import torch
 
@@ -78,7 +80,7 @@ def train(name: str, fold: str, seed: int) -> None:
     plans = read_json(base / "nnSSLCPUPlans.json") | {"continue_training": False}
     device = prepare_device("cpu")
     trainer: Any = get_trainer(name)(plans, "3d_fullres", int(fold), read_json(base / "dataset.json"), device)
-    budget = {"num_epochs": EPOCHS, "num_iterations_per_epoch": STEPS_PER_EPOCH, "num_val_iterations_per_epoch": 1}
+    budget = {"num_epochs": epochs, "num_iterations_per_epoch": STEPS_PER_EPOCH, "num_val_iterations_per_epoch": 1}
     trainer.configure(budget, RunSettings(seed=seed, preview_every=0))
     trainer.initialize()
     trainer.disable_checkpointing = True
@@ -90,7 +92,7 @@ def train(name: str, fold: str, seed: int) -> None:
         student = unwrap(trainer.network)
         averages[EMA].update(student, ema_decay_with_warmup(step.iteration, EMA_DECAY))
         epoch, rest = divmod(trainer.iteration, STEPS_PER_EPOCH)
-        number = epoch - EPOCHS + EPOCHS_OF_MEAN
+        number = epoch - epochs + EPOCHS_OF_MEAN
         if rest == 0 and number > 0:
             averages[MEAN].update(student, 1 - 1 / number)
 
@@ -109,13 +111,14 @@ def train(name: str, fold: str, seed: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--train", nargs=3)
+    parser.add_argument("--train", nargs=4)
     parser.add_argument("-o", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--core", type=int)
     arguments, others = parser.parse_known_args()
     if arguments.train:
-        train(arguments.train[0], arguments.train[1], int(arguments.train[2]))
+        name, fold, seed, epochs = arguments.train
+        train(name, fold, int(seed), int(epochs))
     elif arguments.data is None or others:
         main(jobs(), __doc__, baseline=f"Supervised, {LAST}")
     else:

@@ -84,6 +84,14 @@ ATRIUM = DataSet("la_4_cv", "la_1p25mm", labeled=4, validation=10)
 ATRIUM_EPOCHS = 4
 ATRIUM_ROWS = {
     "AdamW 2e-3": ADAMW,
+    "AdamW 1e-3": (*ADAMW, "initial_lr=1e-3"),
+    "AdamW 2e-3, not mirrored": (*ADAMW, "mirror_axes=()"),
+    "AdamW 2e-3, Dice weighs 0.25": (*ADAMW, "segmentation_dice_weight=0.25"),
+    "AdamW 2e-3, all patches on foreground": (*ADAMW, "oversample_foreground_percent=1"),
+    "AdamW 2e-3, no patch on foreground": (*ADAMW, "oversample_foreground_percent=0"),
+    "AdamW 2e-3, no deep supervision": (*ADAMW, "enable_deep_supervision=False"),
+    "AdamW 2e-3, not rotated": (*ADAMW, "rotation_degrees=0"),
+    "SGD (nnU-Net)": NNUNET,
     "AdamW 2e-3, decay in every step": (*ADAMW, "lr_decay_per_step=True"),
     "AdamW 4e-3, 20 steps of warm-up, decay in every step": (
         *ADAMW,
