@@ -39,7 +39,8 @@ VALIDATION_SHARE = 5
 """Steps per batch of the online validation, nnU-Net's proportion."""
 
 _WARM_UP, _MEASURED = 2, 5
-# reading, resampling to the grid of the scan and writing, beside the prediction of a case: a rough allowance
+# reading, resampling to the grid of the scan and writing, beside the prediction of a case: a rough allowance; between
+# the phases predictions stay on the grid of the network
 _EXPORT = 1.5
 
 
@@ -232,14 +233,14 @@ def _case_seconds(trainer: SemiSupervisedTrainer) -> tuple[float, float]:
             image = torch.from_numpy(images.load_case(middle)[0][:])
         else:
             image, _ = case_image(trainer, validation_cases(trainer, [middle]), middle)
-        predict_logits(predictor, image)
+        trainer.label_manager.convert_logits_to_segmentation(predict_logits(predictor, image))
 
     if trainer.device.type == "cuda":
         predict()  # the first time kernels are chosen
     began = time.monotonic()
     predict()
-    seconds = _EXPORT * (time.monotonic() - began) / trainer.ranks.size
-    return between * seconds, after * seconds
+    seconds = (time.monotonic() - began) / trainer.ranks.size
+    return between * seconds, _EXPORT * after * seconds
 
 
 def _median_seconds(trainer: SemiSupervisedTrainer, function: Callable[[], Any]) -> float:
