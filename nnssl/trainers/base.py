@@ -73,6 +73,8 @@ class SemiSupervisedTrainer(SetUp):
     trained_networks: ClassVar[int] = 1
     deploys_ensemble: ClassVar[bool] = False
     """Whether several networks predict as one unless asked otherwise, which stock nnU-Net cannot build."""
+    pretrains_student: ClassVar[bool] = True
+    """Whether the student learns before the main phase."""
     restarts_schedule: ClassVar[bool] = False
     """Whether the learning rate starts again with the main phase."""
     memory_factor: ClassVar[float] = 1.0

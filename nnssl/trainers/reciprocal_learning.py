@@ -53,6 +53,7 @@ class ReciprocalLearning(SemiSupervisedTrainer):
     memory_factor = 1.9
     plain_supervision = False
     learns_by_dice = False
+    pretrains_student = False
     restarts_schedule = True
     pretrain_share = 0.5
     momentum = 0.9

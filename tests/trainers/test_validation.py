@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,24 @@ def test_classes_that_were_not_learned_are_named(tiny, capsys, dice, told):
     _warn_of_unlearned(trainer)
     out = capsys.readouterr().out
     assert f"not learned: {told} (Dice 0" in out if told else not out
+
+
+@pytest.mark.parametrize(
+    ("name", "told_after"),
+    # its student has not begun where the teacher's phase ends
+    [("BCP", [4, 8]), ("SelfTraining", [4, 8]), ("ReciprocalLearning", [8]), ("Supervised", [8])],
+)
+def test_the_end_of_each_phase_tells_what_was_not_learned(name, told_after, tiny, monkeypatch, capsys):
+    phases = {"SelfTraining": {"rounds": 2}, "Supervised": {}}.get(name, {"pretrain_share": 0.5})
+    data = tiny(labeled=2, labeled_batch=2)
+    trainer = data.trainer(name, num_epochs=4, num_iterations_per_epoch=2, **phases)
+
+    def nothing_found(outputs):
+        for metric in ("mean_fg_dice", "val_losses"):
+            trainer.logger.log(metric, 0.0, trainer.current_epoch)
+        trainer.logger.log("dice_per_class_or_region", [0.0], trainer.current_epoch)
+
+    monkeypatch.setattr(trainer, "on_validation_epoch_end", nothing_found)
+    trainer.run_training()
+    out = capsys.readouterr().out
+    assert [int(steps) for steps in re.findall(r"after (\d+) steps not learned: class_1", out)] == told_after

@@ -89,6 +89,8 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
         _save_or_stop(trainer, stop, clock)
         if trainer.iteration in trainer.phase_starts:
             began += _start_phase(trainer, stop, clock)
+        elif trainer.iteration == trainer.pretrain_steps > 0 and trainer.pretrains_student:
+            _warn_of_unlearned(trainer)
         batch = None  # not to be kept while the next one is waited for
         batch = next(trainer.dataloader_train)
         trainer.meter.add(trainer.train_step(batch))
