@@ -26,12 +26,15 @@ FAST = (*ADAMW, "initial_lr=1e-2", "warmup_steps=20")
 SEVERAL = (*FAST, "segmentation_dice_weight=16", "rare_class_power=0.5")
 STEPS_PER_EPOCH, EPOCHS = 40, 10
 
+# nnU-Net's, whatever the number of steps
+SGD = (*NNUNET, "recipe=nnunet")
+
 # row: trainer, hyper-parameters, times the steps
 CANDIDATES = {
     "AdamW 2e-3": ("Supervised", ADAMW, 1),
-    "SGD (nnU-Net)": ("Supervised", NNUNET, 1),
-    "SGD (nnU-Net), 3 times the steps": ("Supervised", NNUNET, 3),
-    "SGD, momentum 0.9": ("Supervised", (*NNUNET, "momentum=0.9"), 1),
+    "SGD (nnU-Net)": ("Supervised", SGD, 1),
+    "SGD (nnU-Net), 3 times the steps": ("Supervised", SGD, 3),
+    "SGD, momentum 0.9": ("Supervised", (*SGD, "momentum=0.9"), 1),
     "AdamW 1e-3": ("Supervised", (*ADAMW, "initial_lr=1e-3"), 1),
     "AdamW 4e-3": ("Supervised", (*ADAMW, "initial_lr=4e-3"), 1),
     "AdamW 4e-3, 40 steps of warm-up": ("Supervised", (*ADAMW, "initial_lr=4e-3", "warmup_steps=40"), 1),
@@ -91,7 +94,7 @@ ATRIUM_ROWS = {
     "AdamW 2e-3, no patch on foreground": (*ADAMW, "oversample_foreground_percent=0"),
     "AdamW 2e-3, no deep supervision": (*ADAMW, "enable_deep_supervision=False"),
     "AdamW 2e-3, not rotated": (*ADAMW, "rotation_degrees=0"),
-    "SGD (nnU-Net)": NNUNET,
+    "SGD (nnU-Net)": SGD,
     "AdamW 2e-3, decay in every step": (*ADAMW, "lr_decay_per_step=True"),
     "AdamW 4e-3, 20 steps of warm-up, decay in every step": (
         *ADAMW,

@@ -50,7 +50,8 @@ class SemiSupervisedTrainer(SetUp):
     - `phase_starts`, `start_phase`, `unlabeled_cases`: phases with work on whole cases between them;
     - `deployed_network`: the network that is saved for prediction (default: the student).
 
-    Hyper-parameters are annotated class attributes; ``--set`` and `configure` override them before `initialize`.
+    Hyper-parameters are annotated class attributes; ``--set`` and `configure` override them before `initialize`. Where
+    a method speaks of nnU-Net's loss, optimizer and learning rate, those of the run's ``recipe`` are meant.
     """
 
     source: ClassVar[str] = ""

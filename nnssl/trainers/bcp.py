@@ -37,10 +37,10 @@ class BCP(SemiSupervisedTrainer):
     is the mean over the mixed patches of nnU-Net's Dice + CE.
 
     Deviations: nnU-Net's Dice (foreground only; pooled over both directions where the plan pools it over the batch)
-    with deep supervision on all heads; its optimizer and schedule; the last weights of the first phase, not the best on
-    test cases, start the second one. The halves are the even and odd rows. Where there are more patches of one kind, or
-    one only, those of the other are repeated, such that both directions are equally many. Every labeled patch of the
-    first phase gets a box of its neighbor in the batch, hence at least two of them.
+    with deep supervision on all heads; the optimizer and schedule of the run's recipe; the last weights of the first
+    phase, not the best on test cases, start the second one. The halves are the even and odd rows. Where there are more
+    patches of one kind, or one only, those of the other are repeated, such that both directions are equally many. Every
+    labeled patch of the first phase gets a box of its neighbor in the batch, hence at least two of them.
 
     ``largest_component=auto`` keeps the largest component of a single foreground structure only: crops split organs,
     and of several structures the published code does so for ACDC. It is meant for compact organs, so turn it off for

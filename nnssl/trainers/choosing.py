@@ -132,14 +132,14 @@ RULES = (
         lambda s: s.unlabeled < FEWEST_UNLABELED,
         "Supervised",
         {},
-        "gains have been measured with many unlabeled cases only",
+        "no gain has been measured with fewer than 13 unlabeled cases",
     ),
     Rule(
         f"fewer than {LONG_STEPS:,} steps",
         lambda s: s.steps < LONG_STEPS,
         "Supervised",
         {},
-        "with four labeled cases no method gained more in the same minutes, and BCP lost 0.09 at 400 steps",
+        "with four labeled cases no method gained more than further steps do, and BCP lost 0.09 at 400 steps",
     ),
     Rule(
         "few labeled cases, unlabeled ones, and a long training",

@@ -59,9 +59,9 @@ class EFSMedSeg(SemiSupervisedTrainer):
     instead of structures. Ablations: ``atlas_augmentation=none``, ``dice_weight=0``, ``reconstruction_weight=0`` with
     ``kl_weight=0``, ``contrast_weight=0``; all of them leave `Supervised`.
 
-    Deviations: nnU-Net's optimizer, batch and augmentation; D_r ends with a convolution of kernel 1. Region labels
-    have one D per region, a voxel weighs as its worst region, and each region is a structure. Unannotated voxels weigh
-    1. Where normalization keeps the outside of the body at zero, it is not reconstructed.
+    Deviations: the optimizer of the run's recipe, nnU-Net's batch and augmentation; D_r ends with a convolution of
+    kernel 1. Region labels have one D per region, a voxel weighs as its worst region, and each region is a structure.
+    Unannotated voxels weigh 1. Where normalization keeps the outside of the body at zero, it is not reconstructed.
     """
 
     source = "Zhou et al., Medical Image Analysis 2025, doi:10.1016/j.media.2025.103637"

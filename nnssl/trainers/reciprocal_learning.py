@@ -40,10 +40,10 @@ class ReciprocalLearning(SemiSupervisedTrainer):
     mean as ``h``. Losses of CE are those over all heads of deep supervision, with nnU-Net's weights.
 
     Deviations: nnU-Net's learning rate schedule, once per phase. Short trainings (``recipe``) move both networks by
-    AdamW, as the released code for the pancreas does by Adam; h stays made of plain gradients. SGD (``recipe=nnunet``)
-    has the published momentum 0.9 without Nesterov and weight decay 1e-4, since the average of a hundred steps that
-    momentum 0.99 makes is not the move that h describes. ``teacher_loss=dice_ce`` adds nnU-Net's Dice to what the
-    teacher learns from labels.
+    AdamW, as the released code for the pancreas does by Adam, with the weight decay of SGD; h stays made of plain
+    gradients. SGD (``recipe=nnunet``) has the published momentum 0.9 without Nesterov and weight decay 1e-4, since the
+    average of a hundred steps that momentum 0.99 makes is not the move that h describes. ``teacher_loss=dice_ce`` adds
+    nnU-Net's Dice to what the teacher learns from labels.
     """
 
     source = "Zeng et al., MICCAI 2021, doi:10.1007/978-3-030-87196-3_33"

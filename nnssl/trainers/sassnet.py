@@ -40,9 +40,10 @@ class SASSNet(SemiSupervisedTrainer):
     them more cores (nnUNet_n_proc_DA).
 
     Deviations: nnU-Net's Dice + cross entropy with deep supervision, where the code sums Dice and distances only
-    (``voxel_cross_entropy=False``). No dropout in the segmenter (nnU-Net has none). D sees the maps of the segmenter
-    before its update, which saves a forward pass, and ends with the mean over all voxels, for any patch size. Gradients
-    of D are clipped, and in fp16 its loss is scaled by the same scaler, like the segmenter's.
+    (``voxel_cross_entropy=False``; with its weights in ``recipe=nnunet``). No dropout in the segmenter (nnU-Net has
+    none). D sees the maps of the segmenter before its update, which saves a forward pass, and ends with the mean over
+    all voxels, for any patch size. Gradients of D are clipped, and in fp16 its loss is scaled by the same scaler, like
+    the segmenter's.
 
     nnU-Net forces the last rows of a labeled batch to show foreground, which no unlabeled patch is. D, which could tell
     them by that alone, is shown the other rows only (``discriminator_rows=uniform``): with the default share of 0.33

@@ -10,7 +10,9 @@ from nnssl.trainers.registry import register
 class Supervised(SemiSupervisedTrainer):
     """nnU-Net on the labeled cases alone (Isensee et al., Nature Methods 18, 2021, doi:10.1038/s41592-020-01008-z).
 
-    Loss, augmentation, optimizer and schedule are nnU-Net's; the engine adds precision, streams and checkpoints.
+    Augmentation is nnU-Net's, but that the plan says which axes are mirrored, and that patches are centered on classes
+    that would be too rare in them (``least_class_share``). Loss, optimizer and schedule are nnU-Net's in trainings of
+    10,000 steps and more and with ``recipe=nnunet``; shorter ones have a recipe of their own (docs/few_labels.md).
     """
 
     source = "Isensee et al., Nature Methods 2021, doi:10.1038/s41592-020-01008-z"

@@ -27,7 +27,7 @@ class SwitchedSelfTraining(SelfTraining):
     A step costs what one of `Supervised` does in every round, since no teacher runs in the loop and the batch is the
     labeled one. The steps of the run are those of all rounds together.
 
-    ``mixing=False`` is `SelfTraining` with the switch among labeled cases.
+    ``mixing=False`` is `SelfTraining` with the switch among labeled cases, in two rounds of 1:2.
     """
 
     source = "after Zhou et al., doi:10.1016/j.media.2025.103637; Huang et al., doi:10.1007/978-3-031-23911-3_16"

@@ -47,7 +47,7 @@ def describe(name: str) -> str:
     parts = [
         f"{name} ({trainer.source}; status: {trainer.status})",
         inspect.getdoc(trainer) or "",
-        "Hyper-parameters (--set name=value)",
+        "Hyper-parameters (--set name=value); in short trainings recipe=auto changes those of optimizer and loss",
     ]
     return "\n\n".join(parts) + "\n" + "\n".join(settings)
 
