@@ -1,19 +1,26 @@
 """What the parts of `SwitchedSelfTraining` are worth, one change at a time (docs/few_labels.md).
 
 On validation cases from the training pools of `recipe.py`; test cases take part in no choice. All rows have the same
-number of steps, those of all rounds together. Registered labels are made by the
-first row of a pool that begins with them.
+number of steps, those of all rounds together. Registered labels are made by the first row of a pool that begins with
+them. With two labeled cases there are two draws of them, with a seed of training each, and fewer rows.
 """
 
 from __future__ import annotations
 
-from jobs import Job, main
+from collections.abc import Iterable
+
+from jobs import DataSet, Job, main
 from methods import SWITCH
-from recipe import POOLS
+from recipe import ATRIUM, POOLS
 from short_budgets import BRIEF
 
 STEPS_PER_EPOCH = 40
-EPOCHS = {"hippocampus_4_cv": 30, "acdc_4_cv": 20}
+EPOCHS = {"hippocampus_4_cv": 30, "acdc_4_cv": 20, "la_4_cv": 10}
+TWO = {
+    # source: labeled cases of the pool to score on, epochs
+    "hippocampus": (30, 20),
+    "oasis35_2mm": (5, 10),
+}
 EQUAL = "round_shares=(1,1)"
 REGISTERED = "initial_pseudo_labels=registration"
 # one training whose pseudo-labels, made by an average of its networks, are renewed twice
@@ -37,19 +44,34 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "registered labels, rounds 1:1:1 of one training": (REGISTERED, *ONE),
     "registered labels, rounds 1:1:1 of one training, no pair switched": (REGISTERED, *ONE, "switch_probability=0"),
 }
+WITH_TWO = tuple(row for row in CANDIDATES if row.startswith("registered labels, one round")) + (
+    "registered labels, rounds 1:1:1 of one training",
+)
+
+
+def rows(pool: DataSet, seed: int, epochs: int, table: str, candidates: Iterable[str]) -> list[Job]:
+    """The baseline, its control, and `SwitchedSelfTraining` with each of the named settings."""
+    budget, switch = (epochs, STEPS_PER_EPOCH), ("--atlas-augmentation", "regional_switch")
+    return [
+        Job("Supervised", pool, "Supervised", seed, *budget, (BRIEF,), table=table),
+        Job(SWITCH, pool, "Supervised", seed, *budget, (BRIEF,), switch, table),
+        *(
+            Job(row, pool, "SwitchedSelfTraining", seed, *budget, (BRIEF, *CANDIDATES[row]), table=table)
+            for row in candidates
+        ),
+    ]
 
 
 def jobs() -> list[Job]:
     """Seed by seed, pool by pool."""
     found = []
     for seed in (0, 1):
-        for pool in POOLS:
-            table, budget = f"{pool.name}, rounds", (EPOCHS[pool.name], STEPS_PER_EPOCH)
-            switch = ("--atlas-augmentation", "regional_switch")
-            found.append(Job("Supervised", pool, "Supervised", seed, *budget, (BRIEF,), table=table))
-            found.append(Job(SWITCH, pool, "Supervised", seed, *budget, (BRIEF,), switch, table))
-            for row, overrides in CANDIDATES.items():
-                found.append(Job(row, pool, "SwitchedSelfTraining", seed, *budget, (BRIEF, *overrides), table=table))
+        for pool in (*POOLS, ATRIUM):
+            found += rows(pool, seed, EPOCHS[pool.name], f"{pool.name}, rounds", CANDIDATES)
+        for source, (validation, epochs) in TWO.items():
+            name = f"{source}_2_draw_{seed}_cv"
+            pool = DataSet(name, source, labeled=2, draw=seed, validation=validation)
+            found += rows(pool, seed, epochs, f"{source}, 2 labeled cases, rounds", WITH_TWO)
     return found
 
 
