@@ -44,9 +44,8 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "registered labels, rounds 1:1:1 of one training": (REGISTERED, *ONE),
     "registered labels, rounds 1:1:1 of one training, no pair switched": (REGISTERED, *ONE, "switch_probability=0"),
 }
-WITH_TWO = tuple(row for row in CANDIDATES if row.startswith("registered labels, one round")) + (
-    "registered labels, rounds 1:1:1 of one training",
-)
+WITH_TWO = [row for row in CANDIDATES if row.startswith("registered labels, one round")]
+WITH_TWO.append("registered labels, rounds 1:1:1 of one training")
 
 
 def rows(pool: DataSet, seed: int, epochs: int, table: str, candidates: Iterable[str]) -> list[Job]:
