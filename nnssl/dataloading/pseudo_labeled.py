@@ -43,7 +43,7 @@ class PseudoLabels:
         labels: np.ndarray,
         label_manager: LabelManager,
         patch_size: Sequence[int],
-        facts: dict[str, int] | None = None,
+        facts: dict[str, Any] | None = None,
     ) -> None:
         """Writes the pseudo-label of a case atomically.
 
@@ -73,7 +73,7 @@ class PseudoLabels:
         """Memory-mapped labels ``(1, *S)``."""
         return open_memory_mapped(self._file(case))
 
-    def facts(self, case: str) -> dict[str, int]:
+    def facts(self, case: str) -> dict[str, Any]:
         """What was written with the case."""
         labels = self.labels(case)  # held, since its metadata end with it
         return dict(labels.schunk.vlmeta[_FACTS])

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
 from nnssl.inference.quality import FOLDER, estimates_file
@@ -91,11 +92,6 @@ def estimate_quality(
     """
     mean = np.mean(members, axis=0)
     foreground = np.isin(mask, list(itertools.chain.from_iterable(classes.values())))
-    soft = []
-    for channel, values in classes.items():
-        inside = np.isin(mask, values)
-        if inside.any():
-            soft.append(2 * float(mean[channel][inside].sum()) / float(inside.sum() + mean[channel].sum()))
     entropy = _entropy(mean, regions)[foreground]
     agreement = [
         dice
@@ -105,10 +101,31 @@ def estimate_quality(
     ]
     return {
         "members": len(members),
-        "estimated_dice": float(np.mean(soft)) if soft else None,
+        "estimated_dice": estimated_dice(mean, mask, classes),
         "mean_entropy": float(entropy.mean()) if entropy.size else None,
         "agreement": float(np.mean(agreement)) if agreement else None,
     }
+
+
+def estimated_dice(probabilities: Array, mask: Array, classes: Mapping[int, Sequence[int]]) -> float | None:
+    """Dice between a mask (X, Y, Z) and its probabilities (K, X, Y, Z), mean over the classes in it; None without any.
+
+    ``classes`` are the label values by the channel of the probabilities that belongs to them.
+    """
+    soft = []
+    for channel, values in classes.items():
+        inside = np.isin(mask, values)
+        if inside.any():
+            soft.append(2 * float(probabilities[channel][inside].sum()))
+            soft[-1] /= float(inside.sum() + probabilities[channel].sum())
+    return float(np.mean(soft)) if soft else None
+
+
+def values_by_channel(labels: LabelManager) -> dict[int, list[int]]:
+    """Label values by the channel of the probabilities that belongs to them; of regions those that they are made of."""
+    if labels.has_regions:
+        return {i: np.atleast_1d(region).tolist() for i, region in enumerate(labels.foreground_regions)}
+    return {label: [label] for label in labels.foreground_labels}
 
 
 def export_uncertainty(
@@ -142,16 +159,12 @@ def export_uncertainty(
         convert_predicted_logits_to_segmentation_with_correct_shape(member, *arguments, return_probabilities=True)[1]
         for member in members
     ]
-    if labels.has_regions:
-        classes = {i: np.atleast_1d(region).tolist() for i, region in enumerate(labels.foreground_regions)}
-    else:
-        classes = {label: [label] for label in labels.foreground_labels}
     for kind, values in uncertainty_maps(probabilities, labels.has_regions).items():
         volume = SimpleITK.GetImageFromArray(_on_grid(values, written).astype(np.float32))
         volume.CopyInformation(image)
         with atomic_path(output / FOLDER / f"{name}_{kind}.nii.gz") as temporary:
             SimpleITK.WriteImage(volume, str(temporary))
-    quality = estimate_quality(probabilities, mask, classes, labels.has_regions)
+    quality = estimate_quality(probabilities, mask, values_by_channel(labels), labels.has_regions)
     # last: with it the case counts as done
     write_json({"case": name, **quality}, estimates_file(output, name))
 

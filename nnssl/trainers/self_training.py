@@ -59,8 +59,9 @@ class SelfTraining(SemiSupervisedTrainer):
     of the fold's labeled cases to each unlabeled one; trainings on the same labeled cases share them.
 
     ``round_R/`` in the run folder holds the network after round R, its pseudo-labels in preprocessed space, and
-    ``stability.csv``: which of them round R + 1 uses, and why not the others. A run that is stopped or killed goes on
-    with ``--c`` at its last checkpoint, or at the first case that is not predicted; nothing predicted is done again.
+    ``stability.csv``: which of them round R + 1 uses, why not the others, and how good each is by the network's own
+    probabilities (``estimated_dice``). A run that is stopped or killed goes on with ``--c`` at its last checkpoint, or
+    at the first case that is not predicted; nothing predicted is done again.
 
     Deviations: one network and plan for all rounds (they: a large one, an ensemble of five at first, for pseudo-labels
     and a small one to deploy); they drop cases before the last training only, of four; labeled and unlabeled patches

@@ -10,6 +10,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnssl.dataloading.pseudo_labeled import PseudoLabels
 from nnssl.errors import UserError
+from nnssl.inference.uncertainty import estimated_dice, values_by_channel
 from nnssl.networks.unwrap import set_deep_supervision
 from nnssl.trainers.engine import pseudo_labeling
 from nnssl.trainers.engine.distributed import Ranks
@@ -63,7 +64,11 @@ def test_pseudo_labels_are_those_of_nnunets_predictor(options, tmp_path, monkeyp
     assert labels.shape == (1, *image.shape[1:])
     assert len(np.unique(expected)) > 1
     assert np.array_equal(labels[0], expected)
-    assert store.facts("unlabeled_0") == {"foreground": np.count_nonzero(labels > 0)}
+    facts = store.facts("unlabeled_0")
+    assert facts["foreground"] == np.count_nonzero(labels > 0)
+    probabilities = trainer.label_manager.apply_inference_nonlin(logits).numpy()
+    estimate = estimated_dice(probabilities, expected, values_by_channel(trainer.label_manager))
+    assert facts["estimated_dice"] == pytest.approx(estimate)
 
 
 def test_background_outside_the_mask_is_marked_where_normalization_needs_it(tmp_path, monkeypatch):
@@ -109,11 +114,31 @@ def test_changes_since_the_round_before_are_counted(counted, tmp_path):
     predict_unlabeled(trainer, before, None, never)
     (before.folder / "unlabeled_2.b2nd").unlink()
     predict_unlabeled(trainer, after, before, never)
-    plane = 20 * 20
+    plane, planes = 20 * 20, after.labels("unlabeled_0").shape[1]
+    sure = np.e / (1 + np.e)
+
+    def facts(marked: int) -> dict[str, float]:
+        """Of a case with that many planes marked; in the others both classes are equally likely."""
+        dice = 2 * marked * sure / (marked + marked * sure + (planes - marked) / 2)
+        return {"foreground": marked * plane, "estimated_dice": pytest.approx(dice)}
+
     # call n marks n planes: 1, 2, 3 before and 4, 5, 6 after
-    assert after.facts("unlabeled_0") == {"foreground": 4 * plane, "changed": 3 * plane}
-    assert after.facts("unlabeled_1") == {"foreground": 5 * plane, "changed": 3 * plane}
-    assert after.facts("unlabeled_2") == {"foreground": 6 * plane}
+    assert after.facts("unlabeled_0") == facts(4) | {"changed": 3 * plane}
+    assert after.facts("unlabeled_1") == facts(5) | {"changed": 3 * plane}
+    assert after.facts("unlabeled_2") == facts(6)
+    assert [row["estimated_dice"] for row in stability_table([before, after], CASES, 0)] == [
+        facts(marked)["estimated_dice"] for marked in (4, 5, 6)
+    ]
+
+
+def test_nothing_in_a_case_has_no_estimate(counted, tmp_path, monkeypatch):
+    trainer, _ = counted
+    monkeypatch.setattr(pseudo_labeling, "predict_logits", lambda _, image: torch.zeros(2, *image.shape[1:]))
+    store = PseudoLabels(tmp_path / "labels")
+    predict_unlabeled(trainer, store, None, never)
+    assert store.facts("unlabeled_0") == {"foreground": 0, "estimated_dice": None}
+    write_table(stability_table([store], CASES, 0), tmp_path / "stability.csv")
+    assert used_cases(tmp_path / "stability.csv") == CASES
 
 
 def write_facts(store: PseudoLabels, trainer, facts: dict[str, dict[str, int]]) -> PseudoLabels:

@@ -350,7 +350,7 @@ def test_a_new_run_does_not_take_the_pseudo_labels_of_an_old_one(tiny):
     for i in range(3):
         (stale.folder / f"unlabeled_{i}.b2nd").write_bytes(b"of another run")
     trainer.run_training()
-    assert stale.facts("unlabeled_0").keys() == {"foreground"}
+    assert stale.facts("unlabeled_0").keys() == {"foreground", "estimated_dice"}
 
 
 def test_a_lost_table_is_told_when_a_round_goes_on(tiny):

@@ -17,6 +17,7 @@ from nnssl.dataloading.properties import read_properties
 from nnssl.dataloading.pseudo_labeled import PseudoLabels
 from nnssl.dataloading.stability import changed_and_foreground, instability, least_stable
 from nnssl.errors import UserError
+from nnssl.inference.uncertainty import estimated_dice, values_by_channel
 from nnssl.preprocessing.case import preprocess_mask
 from nnssl.trainers.engine.pipelines import unlabeled_images
 from nnssl.trainers.engine.validation import predict_logits, predictor_of
@@ -25,7 +26,16 @@ from nnssl.utils.files import atomic_path
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
 
-COLUMNS = ("case", "foreground_voxels", "changed_voxels", "instability", "mean_instability", "used", "reason")
+COLUMNS = (
+    "case",
+    "foreground_voxels",
+    "estimated_dice",
+    "changed_voxels",
+    "instability",
+    "mean_instability",
+    "used",
+    "reason",
+)
 
 
 def predict_unlabeled(
@@ -36,8 +46,9 @@ def predict_unlabeled(
 ) -> bool:
     """Predicts with the deployed network all unlabeled cases that ``target`` lacks; ranks share them.
 
-    With each case are kept the number of its ``foreground`` voxels and, if ``previous`` holds it, of those ``changed``
-    since. Nothing but the preprocessed images is read.
+    With each case are kept the number of its ``foreground`` voxels, what its ``estimated_dice`` is (as by
+    ``nnssl_predict --save_uncertainty``; None without foreground) and, if ``previous`` holds it, the number of voxels
+    that have ``changed`` since. Nothing but the preprocessed images is read.
 
     Returns:
         whether all is done; False on all ranks when ``stopping`` became true on one, after the cases in work.
@@ -51,11 +62,13 @@ def predict_unlabeled(
     for case in tqdm(ranks.deal(missing, stopping), "pseudo-labels", total, unit="case", leave=False, disable=hidden):
         image, mask = images.load_case(case)
         logits = predict_logits(predictor, torch.from_numpy(image[:]))
-        labels = labels_of.convert_logits_to_segmentation(logits).numpy()[None].astype(np.int16)
+        probabilities = labels_of.apply_inference_nonlin(logits)
+        labels = labels_of.convert_probabilities_to_segmentation(probabilities).numpy()[None].astype(np.int16)
+        quality = estimated_dice(probabilities.numpy(), labels[0], values_by_channel(labels_of))
         if mask is not None:
             # nnU-Net's convention, by which its transforms keep the outside at zero
             labels[(labels == 0) & (mask[:] == 0)] = -1
-        facts = {"foreground": int(np.count_nonzero(labels > 0))}
+        facts = {"foreground": int(np.count_nonzero(labels > 0)), "estimated_dice": quality}
         if previous is not None and case in previous:
             facts["changed"], _ = changed_and_foreground(previous.labels(case)[:], labels)
         target.write(case, labels, labels_of, configuration.patch_size, facts)
@@ -129,6 +142,7 @@ def stability_table(rounds: list[PseudoLabels], cases: Iterable[str], drop_share
         {
             "case": case,
             "foreground_voxels": row[-1]["foreground"],
+            "estimated_dice": row[-1].get("estimated_dice", ""),
             "changed_voxels": row[-1].get("changed", ""),
             "instability": history[case][-1] if case in means else "",
             "mean_instability": means.get(case, ""),
