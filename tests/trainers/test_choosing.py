@@ -76,8 +76,8 @@ def test_rules(changes, trainer):
 )
 def test_few_corresponding_cases_are_switched_in_short_trainings(changes, switched):
     choice = choose(replace(USUAL, **{"labeled": 2, "corresponding": True} | changes))
-    assert choice.overrides == ({"atlas_augmentation": "regional_switch"} if switched else {})
-    assert choice.trainer == "Supervised" or not switched
+    assert (choice.trainer == "SwitchedSupervised") == switched
+    assert not choice.overrides
     if not changes:
         assert choice.trainer == "BCP"
 
@@ -187,8 +187,7 @@ def test_a_common_place_is_read_from_the_plans_and_needs_two_cases_of_the_fold(t
         block["atlas_evidence"] = {"pairs": 3, "common_place": common, "overlap": {}}
         file.write_text(json.dumps(plans))
         asked = replace(request(epochs=FEWEST_STEPS_SWITCHED), fold=fold)
-        switched = with_choice(asked, torch.device("cpu")).overrides
-        assert ("atlas_augmentation=regional_switch" in switched) == expected
+        assert (with_choice(asked, torch.device("cpu")).trainer == "SwitchedSupervised") == expected
     plan = requested_plan(request())
     plan.plans["configurations"][tiny.configuration]["semi_supervised"]["atlas_evidence"]["common_place"] = True
     assert situation_of(plan, "0", 2).corresponding
