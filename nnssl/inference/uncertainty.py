@@ -114,10 +114,9 @@ def estimated_dice(probabilities: Array, mask: Array, classes: Mapping[int, Sequ
     """
     soft = []
     for channel, values in classes.items():
-        inside = np.isin(mask, values)
+        inside, probability = np.isin(mask, values), probabilities[channel]
         if inside.any():
-            soft.append(2 * float(probabilities[channel][inside].sum()))
-            soft[-1] /= float(inside.sum() + probabilities[channel].sum())
+            soft.append(2 * float(probability[inside].sum()) / float(inside.sum() + probability.sum()))
     return float(np.mean(soft)) if soft else None
 
 
