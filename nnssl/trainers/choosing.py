@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from nnssl.trainers.registry import get_trainer
 
@@ -159,8 +159,8 @@ def choose(situation: Situation) -> Choice:
     rule = next(rule for rule in RULES if rule.holds(situation))
     known = f"{situation.labeled} labeled and {situation.unlabeled} unlabeled cases, {situation.steps:,} steps"
     reasons = [known, f"{rule.when}: {rule.because}"]
-    overrides = dict(rule.overrides)
-    if situation.unlabeled and not get_trainer(rule.trainer).uses_unlabeled:
+    overrides, trainer = dict(rule.overrides), cast(Any, get_trainer(rule.trainer))
+    if situation.unlabeled and not trainer.uses_unlabeled:
         reasons.append(f"the {situation.unlabeled} unlabeled cases are not used")
     if "initial_pseudo_labels" in overrides and situation.registrable < situation.unlabeled:
         overrides["registered_cases"] = situation.registrable

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nnssl.trainers.base import SemiSupervisedTrainer
+from typing import ClassVar
+
+from nnssl.trainers.base import SemiSupervisedTrainer, Status
 from nnssl.trainers.registry import register
 
 
@@ -17,7 +19,7 @@ class Supervised(SemiSupervisedTrainer):
 
     source = "Isensee et al., Nature Methods 2021, doi:10.1038/s41592-020-01008-z"
     year = 2021
-    status = "official code"
+    status: ClassVar[Status] = "official code"
     uses_unlabeled = False
     min_unlabeled = 0
     supports_cascade = True

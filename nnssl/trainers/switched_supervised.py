@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from nnssl.trainers.base import Status
 from nnssl.trainers.registry import register
 from nnssl.trainers.supervised import Supervised
 
@@ -20,7 +17,7 @@ class SwitchedSupervised(Supervised):
 
     source = "after Zhou et al., doi:10.1016/j.media.2025.103637"
     year = 2026
-    status: ClassVar[Status] = "own"
+    status = "own"
     min_labeled = 2
     min_labeled_patches = 2
 
