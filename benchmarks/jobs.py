@@ -138,11 +138,12 @@ def main(jobs: Sequence[Job], description: str, baseline: str, ceiling: str | No
     parser.add_argument("--core", type=int, help="run on this core only")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="only jobs whose name contains one of these")
     parser.add_argument("--table", action="store_true", help="print the table of what is done")
+    parser.add_argument("--baseline", default=baseline, metavar="ROW", help=f"of the table (default: {baseline})")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report of what is done on test cases")
     arguments = parser.parse_args()
     chosen = [job for job in jobs if not arguments.only or any(text in job.key for text in arguments.only)]
     if arguments.table:
-        print(table(chosen, arguments.o, baseline, ceiling))
+        print(table(chosen, arguments.o, arguments.baseline, ceiling))
         return
     if arguments.report is not None:
         report(chosen, arguments.o, arguments.report, ceiling)
