@@ -1,8 +1,9 @@
 """What a method is worth in the same minutes: four sets, few labeled cases, two draws of them (docs/benchmarks.md).
 
-Every row has the same minutes on one core, from the start of the command to the end of the training, predictions of
-unlabeled cases between its phases included, and makes the steps that these buy. A draw has a seed of its own for the
-training, too. `Supervised` with the regional switch is the control of every method that mixes patches.
+Every row of a set has the same minutes on one core, from the start of the command to the end of the training,
+predictions of unlabeled cases between its phases and registration included, and makes the steps that these buy. A draw
+has a seed of its own for the training, too. `Supervised` with the regional switch is the control of every method that
+mixes patches. With four labeled cases `auto` chooses `Supervised`, so that it has a row of its own with two only.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from jobs import DataSet, Job, main
 from methods import CEILING, SWITCH
 from short_budgets import ACDC
+
+from nnssl.trainers.choosing import MOST_REGISTERED
 
 # row: trainer, flags
 ROWS = {
@@ -21,10 +24,10 @@ ROWS = {
 }
 # source: labeled cases, few and all; minutes; flags of nnssl_split
 SETS: dict[str, tuple[tuple[int, int], float, dict[str, tuple[str, ...]]]] = {
-    "hippocampus": ((4, 160), 8, {}),
-    "acdc_crop": ((4, 100), 8, {"source_flags": ACDC}),
+    "hippocampus": ((4, 160), 5, {}),
+    "acdc_crop": ((4, 100), 6, {"source_flags": ACDC}),
     "la_1p25mm": ((4, 70), 8, {}),
-    "oasis35_2mm": ((2, 15), 10, {}),
+    "oasis35_2mm": ((2, 15), 9, {}),
 }
 
 
@@ -38,6 +41,8 @@ def jobs() -> list[Job]:
             every = DataSet(f"{source}_{cases}_timed", source, cases, **flags)
             for row, (trainer, words) in ROWS.items():
                 found.append(Job(row, few, trainer, draw, flags=words, table=table, minutes=minutes))
+            if labeled <= MOST_REGISTERED:
+                found.append(Job("auto", few, "auto", draw, table=table, minutes=minutes))
             found.append(Job(CEILING, every, "Supervised", draw, table=table, minutes=minutes))
     return found
 
