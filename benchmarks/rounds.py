@@ -12,10 +12,13 @@ from collections.abc import Iterable
 from jobs import DataSet, Job, main
 from methods import SWITCH
 from recipe import ATRIUM, POOLS
-from short_budgets import BRIEF
+from short_budgets import ACDC, BRIEF
 
 STEPS_PER_EPOCH = 40
-EPOCHS = {"hippocampus_4_cv": 30, "acdc_4_cv": 20, "la_4_cv": 10}
+EPOCHS = {"hippocampus_4_cv": 30, "acdc_4_cv": 20, "acdc_8_cv": 20, "la_4_cv": 10}
+# frames of four patients; the four frames of acdc_4_cv are of two
+PATIENTS = DataSet("acdc_8_cv", "acdc_crop", labeled=8, validation=20, source_flags=ACDC)
+IN_BOX = "atlas_correspondence=bbox"
 TWO = {
     # source: labeled cases of the pool to score on, epochs
     "hippocampus": (30, 20),
@@ -34,7 +37,7 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "rounds 1:1:1 of one training, all pairs switched": (*ONE, "switch_probability=1"),
     "rounds 1:1:1 of one training, no pair switched": (*ONE, "switch_probability=0"),
     "rounds 1:1, all pairs switched": (EQUAL, "switch_probability=1"),
-    "rounds 1:1, corresponding in the foreground box": (EQUAL, "atlas_correspondence=bbox"),
+    "rounds 1:1, corresponding in the foreground box": (EQUAL, IN_BOX),
     "registered labels, one round": (REGISTERED, "rounds=1"),
     "registered labels, one round, all pairs switched": (REGISTERED, "rounds=1", "switch_probability=1"),
     "registered labels, rounds 1:1": (REGISTERED, EQUAL),
@@ -49,11 +52,12 @@ WITH_TWO.append("registered labels, rounds 1:1:1 of one training")
 
 
 def rows(pool: DataSet, seed: int, epochs: int, table: str, candidates: Iterable[str]) -> list[Job]:
-    """The baseline, its control, and `SwitchedSelfTraining` with each of the named settings."""
+    """The baseline, its control in two kinds of coordinates, and `SwitchedSelfTraining` with each of the named settings."""
     budget, switch = (epochs, STEPS_PER_EPOCH), ("--atlas-augmentation", "regional_switch")
     return [
         Job("Supervised", pool, "Supervised", seed, *budget, (BRIEF,), table=table),
         Job(SWITCH, pool, "Supervised", seed, *budget, (BRIEF,), switch, table),
+        Job(f"{SWITCH}, foreground box", pool, "Supervised", seed, *budget, (BRIEF, IN_BOX), switch, table),
         *(
             Job(row, pool, "SwitchedSelfTraining", seed, *budget, (BRIEF, *CANDIDATES[row]), table=table)
             for row in candidates
@@ -65,7 +69,7 @@ def jobs() -> list[Job]:
     """Seed by seed, pool by pool."""
     found = []
     for seed in (0, 1):
-        for pool in (*POOLS, ATRIUM):
+        for pool in (*POOLS, PATIENTS, ATRIUM):
             found += rows(pool, seed, EPOCHS[pool.name], f"{pool.name}, rounds", CANDIDATES)
         for source, (validation, epochs) in TWO.items():
             name = f"{source}_2_draw_{seed}_cv"
