@@ -52,7 +52,7 @@ WITH_TWO.append("registered labels, rounds 1:1:1 of one training")
 
 
 def rows(pool: DataSet, seed: int, epochs: int, table: str, candidates: Iterable[str]) -> list[Job]:
-    """The baseline, its control in two kinds of coordinates, and `SwitchedSelfTraining` with each of the named settings."""
+    """The baseline, its control in two kinds of coordinates, and `SwitchedSelfTraining` with the named settings."""
     budget, switch = (epochs, STEPS_PER_EPOCH), ("--atlas-augmentation", "regional_switch")
     return [
         Job("Supervised", pool, "Supervised", seed, *budget, (BRIEF,), table=table),
