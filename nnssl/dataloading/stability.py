@@ -1,4 +1,4 @@
-"""How much the segmentation of a case changed from one round of training to the next."""
+"""How much the segmentation of a case changed from one round of training to the next, and which cases to leave out."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def instability(changed: int, foreground: int) -> float:
     return changed / foreground
 
 
-def least_stable(scores: Mapping[str, float], share: float) -> list[str]:
-    """The given share (rounded down) of the cases, those of the highest instability; equal ones by name.
+def worst_cases(scores: Mapping[str, float], share: float) -> list[str]:
+    """The given share (rounded down) of the cases, those of the highest score; equal ones by name.
 
     Args:
-        scores: instability of each case.
+        scores: of each case, such as its instability; the higher, the worse.
         share: 0 to below 1, so that at least one case remains.
     """
     # a share of 0.3 of 10 is 2.9999999999999996 in floating point

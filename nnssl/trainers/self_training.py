@@ -45,7 +45,8 @@ class SelfTraining(SemiSupervisedTrainer):
         u_r(case) = #{y_r != y_(r-1)} / #{y_r > 0},   u = mean of u_1 ... u_r   (their selection script)
 
     The share ``drop_share`` of the cases with the highest u is left out of the next round (theirs: 76 of 2,000); all
-    are predicted again after it. A comparison needs two predictions, so round 1 uses all cases. Labeled and
+    are predicted again after it. A comparison needs two predictions, so round 1 uses all cases; with ``used_shares``
+    those with the highest estimated Dice (as ST++ begins with reliable images; Yang et al., CVPR 2022). Labeled and
     pseudo-labeled patches go through one forward pass and the same augmentation, foreground oversampling included.
 
     The steps of the run are those of all rounds together, so that tables under equal steps are honest; ``round_shares``
@@ -77,6 +78,9 @@ class SelfTraining(SemiSupervisedTrainer):
     round_shares: tuple[float, ...] = ()
     """Of all steps, one per round, in proportion."""
     drop_share: float = 0.038
+    used_shares: tuple[float, ...] = ()
+    """Of the cases, those of the highest estimated Dice, in the rounds after the first; the last share stays. All if
+    empty."""
     pseudo_weight: float = 1.0
     warm_start: bool = False
     one_schedule: bool = False
@@ -106,6 +110,7 @@ class SelfTraining(SemiSupervisedTrainer):
             "drop_share must be at least 0 and below 1": 0 <= self.drop_share < 1,
             "one_schedule must be False without warm_start": self.warm_start or not self.one_schedule,
             "ema_decay must be at least 0 and below 1": 0 <= self.ema_decay < 1,
+            "used_shares must be above 0 and at most 1": all(0 < share <= 1 for share in self.used_shares),
             "pseudo_weight must be above 0": self.pseudo_weight > 0,
             "pretrain_share must be 0, since round 0 is that phase: set round_shares": self.pretrain_share == 0,
         }
@@ -201,7 +206,8 @@ class SelfTraining(SemiSupervisedTrainer):
 
     def _select(self, ended: int) -> None:
         predictions = [self.pseudo_labels(number) for number in range(ended + 1)]
-        rows = stability_table(predictions, self.split().unlabeled, self.drop_share)
+        share = self.used_shares[: ended + 1][-1] if self.used_shares else 1.0
+        rows = stability_table(predictions, self.split().unlabeled, self.drop_share, share)
         write_table(rows, self.stability_file(ended))
         used = sum(row["used"] == "yes" for row in rows)
         self.print_to_log_file(

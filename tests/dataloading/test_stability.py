@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nnssl.dataloading.stability import changed_and_foreground, instability, least_stable
+from nnssl.dataloading.stability import changed_and_foreground, instability, worst_cases
 
 
 def test_changed_voxels_are_those_with_another_label():
@@ -25,15 +25,15 @@ def test_instability(changed, foreground, expected):
     assert instability(changed, foreground) == expected
 
 
-def test_the_least_stable_share_is_left_out():
+def test_the_share_of_the_highest_scores_is_left_out():
     scores = {"a": 0.1, "b": math.inf, "c": 0.5, "d": 0.2, "e": 0.5}
-    assert least_stable(scores, 0.0) == []
-    assert least_stable(scores, 0.2) == ["b"]
-    assert least_stable(scores, 0.59) == ["b", "c"]
-    assert least_stable(scores, 0.99) == ["b", "c", "e", "d"]
-    assert least_stable({}, 0.5) == []
+    assert worst_cases(scores, 0.0) == []
+    assert worst_cases(scores, 0.2) == ["b"]
+    assert worst_cases(scores, 0.59) == ["b", "c"]
+    assert worst_cases(scores, 0.99) == ["b", "c", "e", "d"]
+    assert worst_cases({}, 0.5) == []
 
 
 def test_a_share_is_rounded_down_as_in_decimal_numbers():
-    assert len(least_stable({str(i): float(i) for i in range(100)}, 0.29)) == 29
-    assert len(least_stable({str(i): float(i) for i in range(2000)}, 0.038)) == 76
+    assert len(worst_cases({str(i): float(i) for i in range(100)}, 0.29)) == 29
+    assert len(worst_cases({str(i): float(i) for i in range(2000)}, 0.038)) == 76

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_nothing_in_a_case_has_no_estimate(counted, tmp_path, monkeypatch):
     assert used_cases(tmp_path / "stability.csv") == CASES
 
 
-def write_facts(store: PseudoLabels, trainer, facts: dict[str, dict[str, int]]) -> PseudoLabels:
+def write_facts(store: PseudoLabels, trainer, facts: dict[str, dict[str, Any]]) -> PseudoLabels:
     for case, numbers in facts.items():
         store.write(case, np.zeros((1, 4, 4, 4), np.int8), trainer.label_manager, (4, 4, 4), numbers)
     return store
@@ -203,3 +204,25 @@ def test_when_one_rank_wishes_to_stop_no_rank_is_dealt_more():
     stop.append(True)
     assert list(one) == []
     assert list(two) == []
+
+
+def test_cases_of_low_estimated_dice_are_left_out_first(counted, tmp_path):
+    trainer, _ = counted
+    facts = {
+        "a": {"foreground": 100, "estimated_dice": 0.9, "changed": 5},
+        "b": {"foreground": 100, "estimated_dice": 0.6, "changed": 90},
+        "c": {"foreground": 100, "estimated_dice": 0.8, "changed": 50},
+        "d": {"foreground": 0, "estimated_dice": None, "changed": 0},
+    }
+    first = {case: {name: row[name] for name in ("foreground", "estimated_dice")} for case, row in facts.items()}
+    rounds = [
+        write_facts(PseudoLabels(tmp_path / str(number)), trainer, known) for number, known in enumerate((first, facts))
+    ]
+    rows = {row["case"]: row for row in stability_table(rounds[:1], "abcd", 0.5, 0.5)}
+    assert [row["used"] for row in rows.values()] == ["yes", "no", "yes", "no"]
+    assert rows["b"]["reason"] == rows["d"]["reason"] == "one of the 2 of 4 cases with the lowest estimated Dice"
+    assert rows["d"]["estimated_dice"] == ""
+    # a share that is rounded up, then the least stable of those that are left
+    rows = {row["case"]: row for row in stability_table(rounds, "abcd", 0.4, 0.7)}
+    assert [row["used"] for row in rows.values()] == ["yes", "no", "yes", "no"]
+    assert rows["b"]["reason"] == "one of the 1 least stable of 3 cases"

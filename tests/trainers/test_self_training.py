@@ -144,6 +144,8 @@ def test_rounds_share_the_steps_of_the_run(tiny, epochs, iterations, options, ex
         ({"registered_cases": 4, "initial_pseudo_labels": "masks"}, "registered_cases must be 0"),
         ({"drop_share": 1.0}, "drop_share"),
         ({"drop_share": -0.1}, "drop_share"),
+        ({"used_shares": (0.5, 0.0)}, "used_shares must be above 0 and at most 1"),
+        ({"used_shares": (1.5,)}, "used_shares must be above 0 and at most 1"),
         ({"pseudo_weight": 0.0}, "pseudo_weight must be above 0"),
         ({"pretrain_share": 0.2}, "round 0 is that phase"),
     ],
@@ -206,6 +208,15 @@ def test_rounds_are_visible_in_the_run_folder_and_the_least_stable_case_is_left_
     assert drawn == {0: None, 1: everything, 2: [row["case"] for row in rows if row["used"] == "yes"]}
     assert {"supervised", "pseudo"} <= set(trainer.history.rows[-1])
     assert "pseudo" not in trainer.history.rows[0]
+
+
+def test_rounds_use_their_shares_of_the_cases(tiny):
+    budget = BUDGET | {"num_epochs": 4, "rounds": 4, "drop_share": 0.0}
+    trainer = tiny.trainer("SelfTraining", **budget, used_shares=(0.3, 0.6))
+    trainer.run_training()
+    used = [sum(row["used"] == "yes" for row in table(trainer, number)) for number in range(3)]
+    assert used == [1, 2, 2]
+    assert "lowest estimated Dice" in next(row["reason"] for row in table(trainer, 0) if row["used"] == "no")
 
 
 def test_pseudo_labels_are_learned_with_their_weight(tiny):

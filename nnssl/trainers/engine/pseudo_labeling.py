@@ -15,7 +15,7 @@ from tqdm import tqdm
 from nnssl.dataloading.cases import NamedErrors, unlabeled_folder
 from nnssl.dataloading.properties import read_properties
 from nnssl.dataloading.pseudo_labeled import PseudoLabels
-from nnssl.dataloading.stability import changed_and_foreground, instability, least_stable
+from nnssl.dataloading.stability import changed_and_foreground, instability, worst_cases
 from nnssl.errors import UserError
 from nnssl.inference.uncertainty import estimated_dice, values_by_channel
 from nnssl.preprocessing.case import preprocess_mask
@@ -119,35 +119,50 @@ def take_over_masks(
     return list(files)
 
 
-def stability_table(rounds: list[PseudoLabels], cases: Iterable[str], drop_share: float) -> list[dict[str, Any]]:
-    """A row per case: how stable its pseudo-labels are, and whether those of the last round are used.
+def stability_table(
+    rounds: list[PseudoLabels], cases: Iterable[str], drop_share: float, used_share: float = 1.0
+) -> list[dict[str, Any]]:
+    """A row per case: how stable and how good its pseudo-labels are, and whether those of the last round are used.
 
     A case is judged by the mean of its instabilities between consecutive rounds; one that was predicted only once
-    cannot be judged and is used.
+    cannot be judged so and is used.
 
     Args:
         rounds: pseudo-labels of all rounds up to the last.
         cases: that the last round holds.
         drop_share: share of the judged cases that are left out, those of the highest instability.
+        used_share: share of the cases that are used, those of the highest estimated Dice (rounded up); a case without
+            foreground, which has none, comes last. What is unstable is left out of these.
     """
     facts = {case: [one.facts(case) for one in rounds if case in one] for case in sorted(cases)}
+    estimates = {case: row[-1].get("estimated_dice") for case, row in facts.items()}
+    doubts = {case: math.inf if known is None else 1 - known for case, known in estimates.items()}
+    doubtful = set(worst_cases(doubts, 1 - used_share))
     history = {
         case: [instability(fact["changed"], fact["foreground"]) for fact in row if "changed" in fact]
         for case, row in facts.items()
     }
     means = {case: sum(values) / len(values) for case, values in history.items() if values}
-    dropped = set(least_stable(means, drop_share))
-    reason = f"one of the {len(dropped)} least stable of {len(means)} cases"
+    judged = {case: mean for case, mean in means.items() if case not in doubtful}
+    dropped = set(worst_cases(judged, drop_share))
+
+    def reason(case: str) -> str:
+        if case in doubtful:
+            return f"one of the {len(doubtful)} of {len(facts)} cases with the lowest estimated Dice"
+        if case in dropped:
+            return f"one of the {len(dropped)} least stable of {len(judged)} cases"
+        return "" if case in means else "predicted once, cannot be judged yet"
+
     return [
         {
             "case": case,
             "foreground_voxels": row[-1]["foreground"],
-            "estimated_dice": row[-1].get("estimated_dice", ""),
+            "estimated_dice": "" if estimates[case] is None else estimates[case],
             "changed_voxels": row[-1].get("changed", ""),
             "instability": history[case][-1] if case in means else "",
             "mean_instability": means.get(case, ""),
-            "used": "no" if case in dropped else "yes",
-            "reason": reason if case in dropped else "" if case in means else "predicted once, cannot be judged yet",
+            "used": "no" if case in dropped | doubtful else "yes",
+            "reason": reason(case),
         }
         for case, row in facts.items()
     ]
