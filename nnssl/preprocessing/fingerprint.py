@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -147,6 +148,11 @@ def case_counts(fingerprint: dict[str, Any]) -> tuple[int, int]:
             fix="run nnssl_plan_and_preprocess, which makes it again",
         )
     return provenance["num_labeled"], provenance["num_unlabeled"]
+
+
+def patients_of(fingerprint: dict[str, Any], cases: Iterable[str]) -> int:
+    """Number of groups (``groups.json``, usually patients) of labeled cases; a case without a group is one of its own."""
+    return len(group_cases(cases, fingerprint.get("provenance", {}).get("groups")))
 
 
 def class_evidence(fingerprint: dict[str, Any]) -> dict[str, Any]:

@@ -34,16 +34,18 @@ class Situation:
 
     Attributes:
         labeled: number of labeled cases that are trained on.
+        patients: of whom they are, by ``groups.json``; without it the number of cases.
         unlabeled: number of unlabeled cases that may be used.
         steps: of the training.
         dimensions: of the patches, 2 or 3.
         cascaded: whether it is the second stage of a cascade.
-        corresponding: whether there are several labeled cases, and their classes have a place in common.
+        corresponding: whether they are of several patients, and the classes of these have a place in common.
         registrable: number of unlabeled cases to which there is time to register the labeled ones.
         steps_after_registration: of the training, where that is done in the same minutes.
     """
 
     labeled: int
+    patients: int
     unlabeled: int
     steps: int
     dimensions: int = 3
@@ -120,7 +122,7 @@ RULES = (
         f"at most {MOST_SWITCHED} labeled cases, in which classes lie at common places, at least "
         f"{FEWEST_STEPS_SWITCHED} steps, and fewer than {LONG_STEPS:,} steps or {FEWEST_UNLABELED} unlabeled cases",
         lambda s: (
-            s.labeled <= MOST_SWITCHED
+            s.patients <= MOST_SWITCHED
             and s.corresponding
             and s.steps >= FEWEST_STEPS_SWITCHED
             and (s.steps < LONG_STEPS or s.unlabeled < FEWEST_UNLABELED)

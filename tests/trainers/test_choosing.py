@@ -34,7 +34,7 @@ from nnssl.trainers.registry import get_trainer
 from nnssl.utils.paths import preprocessed_folder, raw_folder, results_folder
 from tests.support.tiny import NAME, PLANS, Tiny
 
-USUAL = Situation(labeled=4, unlabeled=100, steps=250_000, steps_after_registration=250_000)
+USUAL = Situation(labeled=4, patients=4, unlabeled=100, steps=250_000, steps_after_registration=250_000)
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,14 @@ def test_rules(changes, trainer):
         ({"unlabeled": FEWEST_UNLABELED - 1}, True),
         ({"steps": FEWEST_STEPS_SWITCHED}, True),
         ({"steps": FEWEST_STEPS_SWITCHED - 1}, False),
-        ({"steps": LONG_STEPS - 1, "labeled": MOST_SWITCHED}, True),
+        ({"steps": LONG_STEPS - 1, "patients": MOST_SWITCHED}, True),
         ({}, False),
-        ({"steps": LONG_STEPS - 1, "labeled": MOST_SWITCHED + 1}, False),
+        ({"steps": LONG_STEPS - 1, "patients": MOST_SWITCHED + 1}, False),
         ({"steps": LONG_STEPS - 1, "corresponding": False}, False),
     ],
 )
 def test_few_corresponding_cases_are_switched_in_short_trainings(changes, switched):
-    choice = choose(replace(USUAL, **{"labeled": 2, "corresponding": True} | changes))
+    choice = choose(replace(USUAL, **{"labeled": 2, "patients": 2, "corresponding": True} | changes))
     assert (choice.trainer == "SwitchedSupervised") == switched
     assert not choice.overrides
     if not changes:
@@ -146,6 +146,7 @@ def test_auto_trains_what_the_rules_say_and_prediction_finds_it(tiny, capsys):
     record = json.loads(auto_record(results(), PLANS, tiny.configuration).read_text())
     assert record["situation"] == {
         "labeled": 3,
+        "patients": 3,
         "unlabeled": FEWEST_UNLABELED,
         "steps": 2,
         "dimensions": 3,
@@ -196,6 +197,20 @@ def test_a_common_place_is_read_from_the_plans_and_needs_two_cases_of_the_fold(t
     (preprocessed_folder() / NAME / "splits_final.json").write_text(json.dumps(splits))
     alone = situation_of(plan, "0", 2)
     assert (alone.labeled, alone.unlabeled, alone.corresponding) == (1, 1, False)
+
+
+def test_scans_of_a_patient_count_as_one(tiny):
+    file = preprocessed_folder() / NAME / "dataset_fingerprint.json"
+    plan = requested_plan(request())
+    block = plan.plans["configurations"][tiny.configuration].setdefault("semi_supervised", {})
+    block["atlas_evidence"] = {"pairs": 3, "common_place": True, "overlap": {}}
+    for groups, patients, corresponding in (
+        ({"labeled_0": "anna", "labeled_2": "anna"}, 2, True),
+        ({f"labeled_{i}": "anna" for i in range(3)}, 1, False),
+    ):
+        file.write_text(json.dumps({"provenance": {"groups": groups}}))
+        found = situation_of(plan, "all", 2)
+        assert (found.labeled, found.patients, found.corresponding) == (3, patients, corresponding)
 
 
 def test_registration_needs_the_raw_data_and_time(tiny, monkeypatch):

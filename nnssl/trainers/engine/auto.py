@@ -18,6 +18,7 @@ from nnssl.dataset.raw import RawDataset
 from nnssl.dataset.splits import SPLITS_FILE, load_fold
 from nnssl.errors import UserError
 from nnssl.inference.models import AUTO, auto_record
+from nnssl.preprocessing.fingerprint import FINGERPRINT_FILE, patients_of
 from nnssl.preprocessing.registration import expected_seconds
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.choosing import Situation, choose
@@ -119,16 +120,19 @@ def situation_of(plan: RequestedPlan, fold: str, steps: int, minutes: float | No
     cases = infer_dataset_class(str(folder)).get_identifiers(str(folder))
     trained = load_fold(plan.folder / SPLITS_FILE, fold, cases, unlabeled_identifiers(unlabeled_folder(folder)))
     labeled, unlabeled = len(trained.train), trained.unlabeled
+    fingerprint = read_json(plan.folder / FINGERPRINT_FILE, fix="run nnssl_plan_and_preprocess, which makes it again")
+    patients = patients_of(fingerprint, trained.train)
     evidence = planned.get("semi_supervised", {}).get("atlas_evidence", {})
     return Situation(
         labeled=labeled,
+        patients=patients,
         unlabeled=len(unlabeled),
         steps=steps,
         dimensions=len(planned["patch_size"]),
         registrable=_registrable(plan.dataset, unlabeled_folder(folder), unlabeled, labeled, minutes),
         steps_after_registration=steps if minutes is None else int(steps * (1 - REGISTRATION_SHARE)),
         cascaded=planned.get("previous_stage") is not None,
-        corresponding=evidence.get("common_place", False) and labeled > 1,
+        corresponding=evidence.get("common_place", False) and patients > 1,
     )
 
 
