@@ -151,7 +151,7 @@ def case_counts(fingerprint: dict[str, Any]) -> tuple[int, int]:
 
 
 def patients_of(fingerprint: dict[str, Any], cases: Iterable[str]) -> int:
-    """Number of groups (``groups.json``, usually patients) of labeled cases; a case without a group is one of its own."""
+    """Number of groups of labeled cases (``groups.json``, usually patients); a case without one stands alone."""
     return len(group_cases(cases, fingerprint.get("provenance", {}).get("groups")))
 
 
