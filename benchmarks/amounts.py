@@ -5,8 +5,8 @@
     python benchmarks/amounts.py -o RUNS --figures docs/figures
 
 Hippocampus, test cases, `auto` and `Supervised`, two draws of the labeled cases; smaller sets of unlabeled cases are
-parts of larger ones. They are counted with two labeled cases, since `auto` chooses `Supervised` with more of them:
-there it has the row of `Supervised`. Registration comes on top of the steps.
+parts of larger ones. They are counted with two labeled cases, with which `auto` uses them; with eight and more it
+chooses `Supervised` and has its row. Registration comes on top of the steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from jobs import DataSet, Job, main
 from short_budgets import BRIEF
 
-from nnssl.trainers.choosing import MOST_REGISTERED
+from nnssl.trainers.choosing import MOST_SWITCHED
 
 EPOCHS, STEPS_PER_EPOCH = 20, 40
 DRAWS = (0, 1)
@@ -35,7 +35,7 @@ def job(row: str, labeled: int, unlabeled: int | None, draw: int) -> Job:
     name, flags, trainer = f"hippocampus_{labeled}_draw_{draw}_amounts", NAMES, row
     if unlabeled is not None:
         name, flags = f"{name}_{unlabeled}_unlabeled", (*NAMES, "--unlabeled", str(unlabeled))
-    if labeled > MOST_REGISTERED:
+    if labeled > MOST_SWITCHED:
         row = trainer = "Supervised"
     dataset = DataSet(name, "hippocampus", labeled, draw, source_flags=flags)
     return Job(row, dataset, trainer, draw, EPOCHS, STEPS_PER_EPOCH, (BRIEF,))
@@ -47,6 +47,7 @@ def jobs() -> list[Job]:
     for draw in DRAWS:
         found += [job("auto", LABELED, unlabeled, draw) for unlabeled in (None, *UNLABELED)]
         found += [job("Supervised", labeled, None, draw) for labeled in BUDGETS]
+        found += [job("auto", labeled, None, draw) for labeled in BUDGETS if LABELED < labeled <= MOST_SWITCHED]
     return found
 
 

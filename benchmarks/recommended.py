@@ -3,7 +3,7 @@
 Every row of a set has the same minutes on one core, from the start of the command to the end of the training,
 predictions of unlabeled cases between its phases and registration included, and makes the steps that these buy. A draw
 has a seed of its own for the training, too. `Supervised` with the regional switch is the control of every method that
-mixes patches. With four labeled cases `auto` chooses `Supervised`, so that it has a row of its own with two only.
+mixes patches, and what `auto` chooses with four labeled cases; with two it has a row of its own.
 """
 
 from __future__ import annotations

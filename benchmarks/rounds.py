@@ -40,6 +40,11 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "rounds 1:1, better half": (EQUAL, "used_shares=(0.5,)"),
     "rounds 1:1:1, better half, then all": ("rounds=3", "round_shares=(1,1,1)", "used_shares=(0.5,1)"),
     "rounds 1:1:1 of one training, better half, then all": (*ONE, "used_shares=(0.5,1)"),
+    "rounds 1:1:1 of one training, better half, then all, pseudo-labels not mirrored": (
+        *ONE,
+        "used_shares=(0.5,1)",
+        "mirrored_pseudo_labels=False",
+    ),
     "rounds 1:1, corresponding in the foreground box": (EQUAL, IN_BOX),
     "registered labels, one round": (REGISTERED, "rounds=1"),
     "registered labels, one round, all pairs switched": (REGISTERED, "rounds=1", "switch_probability=1"),

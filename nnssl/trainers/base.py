@@ -293,6 +293,11 @@ class SemiSupervisedTrainer(SetUp):
         return ()
 
     @property
+    def mirrors_between_phases(self) -> bool:
+        """Whether predictions between phases average over mirrored inputs, as later ones do."""
+        return True
+
+    @property
     def schedule_starts(self) -> tuple[int, ...]:
         """Steps at which learning rates start again: those of `phase_starts`."""
         return self.phase_starts

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from nnssl.trainers.registry import get_trainer
 
-MOST_SWITCHED = 3
-"""Labeled cases up to which the regional switch is relied on: it was measured with two, and lost with four."""
+MOST_SWITCHED = 4
+"""Patients with labels up to which the regional switch is relied on: it was measured with two and four."""
 LONG_STEPS = 10_000
 """Steps from which on nothing has been measured here, and what is published decides."""
 MOST_REGISTERED = 3
@@ -119,7 +119,7 @@ RULES = (
         "structures it lost 0.023 at 240",
     ),
     Rule(
-        f"at most {MOST_SWITCHED} labeled cases, in which classes lie at common places, at least "
+        f"labels of at most {MOST_SWITCHED} patients, in which classes lie at common places, at least "
         f"{FEWEST_STEPS_SWITCHED} steps, and fewer than {LONG_STEPS:,} steps or {FEWEST_UNLABELED} unlabeled cases",
         lambda s: (
             s.patients <= MOST_SWITCHED
@@ -129,8 +129,8 @@ RULES = (
         ),
         "SwitchedSupervised",
         {},
-        "with two cases the regional switch gained 0.020 and -0.004 Dice on hippocampus (800 steps, two draws of them) "
-        "and 0.008 on brain structures (240 steps)",
+        "with labels of two patients the regional switch gained 0.068 Dice on ACDC, 0.008 on hippocampus and on brain "
+        "structures, with four 0.031 on ACDC and nothing on hippocampus and the left atrium",
     ),
     Rule(
         f"fewer than {FEWEST_UNLABELED} unlabeled cases",
@@ -144,7 +144,7 @@ RULES = (
         lambda s: s.steps < LONG_STEPS,
         "Supervised",
         {},
-        "with four labeled cases no method gained more than further steps do, and BCP lost 0.09 at 400 steps",
+        "nothing else has been measured to gain in so few steps, and BCP lost 0.09 at 400",
     ),
     Rule(
         "few labeled cases, unlabeled ones, and a long training",

@@ -81,6 +81,8 @@ class SelfTraining(SemiSupervisedTrainer):
     used_shares: tuple[float, ...] = ()
     """Of the cases, those of the highest estimated Dice, in the rounds after the first; the last share stays. All if
     empty."""
+    mirrored_pseudo_labels: bool = True
+    """Whether pseudo-labels are means over mirrored inputs, as nnU-Net predicts: twice the time per mirrored axis."""
     pseudo_weight: float = 1.0
     warm_start: bool = False
     one_schedule: bool = False
@@ -130,6 +132,10 @@ class SelfTraining(SemiSupervisedTrainer):
             start = round(total * sum(shares[:number]) / sum(shares))
             starts.append(min(max(start, starts[-1] + 1), total - rounds + number))
         return tuple(starts[1:])
+
+    @property
+    def mirrors_between_phases(self) -> bool:
+        return self.mirrored_pseudo_labels
 
     @property
     def schedule_starts(self) -> tuple[int, ...]:

@@ -33,21 +33,24 @@ def never() -> bool:
     return False
 
 
+@pytest.mark.parametrize("mirrored", [True, False])
 @pytest.mark.parametrize(
     "options",
     [{}, {"dimensions": 2, "channels": 2, "classes": 3}, {"regions": True, "classes": 3, "ignore": True}],
     ids=["3D", "2D", "regions"],
 )
-def test_pseudo_labels_are_those_of_nnunets_predictor(options, tmp_path, monkeypatch):
+def test_pseudo_labels_are_those_of_nnunets_predictor(options, mirrored, tmp_path, monkeypatch):
     trainer = Tiny(**options, unlabeled=1).write(tmp_path, monkeypatch).bare_trainer("SelfTraining")
     exact = RunSettings(seed=0, deterministic=True, precision="fp32", memory_format="contiguous")
-    trainer.configure({"mirror_axes": (0,)}, exact)
+    trainer.configure({"mirror_axes": (0,), "mirrored_pseudo_labels": mirrored}, exact)
     trainer.initialize()
     trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     store = PseudoLabels(tmp_path / "labels")
     assert predict_unlabeled(trainer, store, None, never)
 
-    predictor = nnUNetPredictor(perform_everything_on_device=False, device=DEVICE, allow_tqdm=False)
+    predictor = nnUNetPredictor(
+        use_mirroring=mirrored, perform_everything_on_device=False, device=DEVICE, allow_tqdm=False
+    )
     set_deep_supervision(trainer.network, False)
     predictor.manual_initialization(
         trainer.network,

@@ -226,7 +226,10 @@ def _case_seconds(trainer: SemiSupervisedTrainer) -> tuple[float, float]:
         cases, folder = split.unlabeled, Path(images.folder)
     sizes = {case: sum(file.stat().st_size for file in folder.glob(f"{case}.*")) for case in cases}
     middle = sorted(cases, key=lambda case: sizes[case])[len(cases) // 2]
-    predictor = predictor_of(trainer)
+    mirroring = not between or trainer.mirrors_between_phases
+    predictor = predictor_of(trainer, mirroring)
+    # validation cases are mirrored
+    passes = 1 if mirroring else 2 ** len(trainer.inference_allowed_mirroring_axes or ())
 
     def predict() -> None:
         if between:
@@ -240,7 +243,7 @@ def _case_seconds(trainer: SemiSupervisedTrainer) -> tuple[float, float]:
     began = time.monotonic()
     predict()
     seconds = (time.monotonic() - began) / trainer.ranks.size
-    return between * seconds, _EXPORT * after * seconds
+    return between * seconds, _EXPORT * after * seconds * passes
 
 
 def _median_seconds(trainer: SemiSupervisedTrainer, function: Callable[[], Any]) -> float:

@@ -56,7 +56,7 @@ def predict_unlabeled(
     ranks = trainer.ranks
     missing = ranks.from_main(lambda: [case for case in trainer.split().unlabeled if case not in target])
     images = NamedErrors(unlabeled_images(trainer))
-    predictor = predictor_of(trainer)
+    predictor = predictor_of(trainer, trainer.mirrors_between_phases)
     configuration, labels_of = trainer.configuration_manager, trainer.label_manager
     total, hidden = math.ceil(len(missing) / ranks.size), None if ranks.is_main else True
     for case in tqdm(ranks.deal(missing, stopping), "pseudo-labels", total, unit="case", leave=False, disable=hidden):

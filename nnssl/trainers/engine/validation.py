@@ -77,9 +77,15 @@ def validate(trainer: SemiSupervisedTrainer, save_probabilities: bool = False) -
     trainer.print_to_log_file("Mean Validation Dice: ", result.foreground_mean["Dice"])
 
 
-def predictor_of(trainer: SemiSupervisedTrainer) -> Predictor:
-    """Sliding-window predictor with the deployed network of a trainer, in the precision of its run."""
-    predictor = Predictor(device=trainer.device, allow_tqdm=False, precision=trainer.precision.name)
+def predictor_of(trainer: SemiSupervisedTrainer, mirroring: bool = True) -> Predictor:
+    """Sliding-window predictor with the deployed network of a trainer, in the precision of its run.
+
+    Args:
+        trainer: whose network predicts.
+        mirroring: average over inputs that are mirrored along the axes of the training.
+    """
+    precision = trainer.precision.name
+    predictor = Predictor(device=trainer.device, allow_tqdm=False, precision=precision, use_mirroring=mirroring)
     predictor.manual_initialization(
         trainer.deployed_network(),
         trainer.plans_manager,
