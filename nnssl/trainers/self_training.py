@@ -53,7 +53,8 @@ class SelfTraining(SemiSupervisedTrainer):
     says how the rounds share them (equally if empty; no more rounds than steps). Predicting comes on top. Each round
     begins with new weights, an optimizer without past and the full learning rate; ``warm_start`` keeps the weights, and
     ``one_schedule`` with it optimizer and learning rate as well: one training, whose pseudo-labels are renewed now and
-    then. With ``ema_decay`` an average of past students predicts, as noise of a high learning rate asks for.
+    then. With ``ema_decay`` an average of past students makes them, as noise of a high learning rate asks for; what is
+    deployed is the student of the last step.
 
     ``initial_pseudo_labels`` names a folder with masks of unlabeled cases: round 0 then learns from them, too, and may
     be the only one. With ``registration`` in its place they are made, as ``nnssl_atlas_predict`` does, by registration
@@ -88,7 +89,7 @@ class SelfTraining(SemiSupervisedTrainer):
     one_schedule: bool = False
     """Needs ``warm_start``."""
     ema_decay: float = 0.0
-    """Of the average of past students that predicts; 0 for the student itself."""
+    """Of the average of past students that makes the pseudo-labels; 0 for the student itself."""
     initial_pseudo_labels: str = ""
     """Folder with masks for round 0, named as the unlabeled cases; those without one wait for round 1. Or
     ``registration``, which makes them of the labeled cases."""
@@ -96,6 +97,7 @@ class SelfTraining(SemiSupervisedTrainer):
     """With ``registration``, how many unlabeled cases, drawn by their names, get such a mask; 0 for all."""
 
     teacher: EMATeacher
+    _between_rounds = False
 
     def check_settings(self) -> None:
         requirements = {
@@ -151,7 +153,7 @@ class SelfTraining(SemiSupervisedTrainer):
             self.teacher.update(unwrap(self.network), ema_decay_with_warmup(age, self.ema_decay))
 
     def deployed_network(self) -> nn.Module:
-        return self.teacher.network if self.ema_decay else unwrap(self.network)
+        return self.teacher.network if self.ema_decay and self._between_rounds else unwrap(self.network)
 
     @property
     def current_round(self) -> int:
@@ -197,6 +199,13 @@ class SelfTraining(SemiSupervisedTrainer):
         return {"pseudo": self.pseudo_weight * self.segmentation_loss(step.unlabeled_heads, step.pseudo_target)}
 
     def start_phase(self, stopping: Callable[[], bool]) -> bool:
+        self._between_rounds = True
+        try:
+            return self._start_round(stopping)
+        finally:
+            self._between_rounds = False
+
+    def _start_round(self, stopping: Callable[[], bool]) -> bool:
         ended = self.current_round - 1
         if self.ranks.is_main and not self.disable_checkpointing:
             checkpoint.save(self, self.round_folder(ended) / FINAL, resumable=False)

@@ -282,7 +282,7 @@ def test_rounds_can_be_one_training(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_an_average_of_students_predicts(tiny, monkeypatch, warm):
+def test_an_average_of_students_makes_the_pseudo_labels(tiny, monkeypatch, warm):
     predicted = []
     monkeypatch.setattr(
         "nnssl.trainers.self_training.predict_unlabeled",
@@ -298,7 +298,8 @@ def test_an_average_of_students_predicts(tiny, monkeypatch, warm):
 
     def averaged(*shares):
         mean = {key: sum(share * one[key] for share, one in zip(shares, students, strict=True)) for key in students[0]}
-        torch.testing.assert_close(dict(trainer.deployed_network().state_dict()), mean)
+        torch.testing.assert_close(dict(trainer.teacher.network.state_dict()), mean)
+        assert trainer.deployed_network() is unwrap(trainer.network)
 
     step(0)
     step(1)
