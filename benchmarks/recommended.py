@@ -8,19 +8,28 @@ mixes patches, and what `auto` chooses with four labeled cases; with two it has 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jobs import DataSet, Job, main
 from methods import CEILING, SWITCH
+from rounds import ONE
 from short_budgets import ACDC
 
 from nnssl.trainers.choosing import MOST_REGISTERED
 
+# rounds that are one training; pseudo-labels without mirrored copies, at first of the better half of the cases
+ONE_TRAINING = (*ONE, "used_shares=(0.5,1)", "mirrored_pseudo_labels=False")
 # row: trainer, flags
-ROWS = {
+ROWS: dict[str, tuple[str, Sequence[str]]] = {
     "Supervised": ("Supervised", ()),
     SWITCH: ("Supervised", ("--atlas-augmentation", "regional_switch")),
     "SelfTraining": ("SelfTraining", ()),
     "BCP": ("BCP", ()),
     "SwitchedSelfTraining": ("SwitchedSelfTraining", ()),
+    "SwitchedSelfTraining, one training": (
+        "SwitchedSelfTraining",
+        [word for setting in ONE_TRAINING for word in ("--set", setting)],
+    ),
 }
 # source: labeled cases, few and all; minutes; flags of nnssl_split
 SETS: dict[str, tuple[tuple[int, int], float, dict[str, tuple[str, ...]]]] = {
@@ -40,7 +49,7 @@ def jobs() -> list[Job]:
             few = DataSet(f"{source}_{labeled}_draw_{draw}_timed", source, labeled, draw, **flags)
             every = DataSet(f"{source}_{cases}_timed", source, cases, **flags)
             for row, (trainer, words) in ROWS.items():
-                found.append(Job(row, few, trainer, draw, flags=words, table=table, minutes=minutes))
+                found.append(Job(row, few, trainer, draw, flags=tuple(words), table=table, minutes=minutes))
             if labeled <= MOST_REGISTERED:
                 found.append(Job("auto", few, "auto", draw, table=table, minutes=minutes))
             found.append(Job(CEILING, every, "Supervised", draw, table=table, minutes=minutes))
