@@ -2,9 +2,9 @@
 
     python benchmarks/pseudo_label_quality.py -o RUNS --only acdc_4_cv
 
-For every round of the finished trainings of a queue (rounds.py, recommended.py): mean Dice of the pseudo-labels against
-the hidden labels on the preprocessed grid, mean of ``estimated_dice``, rank correlation of both over the cases, and the
-Dice of the better half by estimate and by stability.
+For every finished round of the trainings of a queue (rounds.py, recommended.py), 3D files only: mean Dice of the
+pseudo-labels against the hidden labels on the preprocessed grid, mean of ``estimated_dice``, rank correlation of both
+over the cases, and the Dice of the better half by estimate and by stability.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def true_dice(fold: Path, number: int, hidden: Path, preprocessed: Path) -> dict
 def dice(one: np.ndarray, other: np.ndarray) -> float:
     """Mean over the classes that are in one of the two."""
     values = sorted({*np.unique(one).tolist(), *np.unique(other).tolist()} - {0, -1})
+    if not values:
+        return 1.0
     return float(
         np.mean([2 * ((one == v) & (other == v)).sum() / ((one == v).sum() + (other == v).sum()) for v in values])
     )

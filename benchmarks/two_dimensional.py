@@ -1,13 +1,13 @@
 """Methods in 2D with eight labeled images: heads in ultrasound and nuclei in microscopy (docs/benchmarks.md).
 
-First the mixing family in a few equal steps, then the methods of `recommended.py` in the same minutes, where a draw of
-the labeled images has a seed of its own for the training. `auto` chooses `Supervised` in 2D.
+First the mixing family in a few equal steps, then methods of both families and the regional switch in the same minutes,
+where a draw of the labeled images has a seed of its own for the training. `auto` chooses `Supervised` in 2D.
 """
 
 from __future__ import annotations
 
 from jobs import DataSet, Job, main
-from methods import CEILING, RECIPE
+from methods import CEILING, RECIPE, SWITCH
 
 LABELED = 8
 # source: images in its training pool, flags of nnssl_split
@@ -17,7 +17,7 @@ SETS = {
 }
 NAMES = ("Supervised", "MeanTeacher", "BCP", "M3HL", "CAD", "C3S3")
 EPOCHS, STEPS_PER_EPOCH = 5, 40
-TIMED = ("Supervised", "MeanTeacher", "SelfTraining", "BCP", "SwitchedSelfTraining")
+TIMED = ("Supervised", SWITCH, "MeanTeacher", "SelfTraining", "BCP", "SwitchedSelfTraining")
 MINUTES = 5.0
 
 
@@ -36,7 +36,7 @@ def brief(row: str, labeled: int, seed: int) -> Job:
 def timed(row: str, source: str, labeled: int, draw: int) -> Job:
     """A training of five minutes."""
     table = f"{source} in 2D, {LABELED} labeled images, {MINUTES:g} minutes, draws 0 and 1"
-    trainer = "Supervised" if row == CEILING else row
+    trainer = {CEILING: "Supervised", SWITCH: "SwitchedSupervised"}.get(row, row)
     end = "_timed" if row == CEILING else f"_draw_{draw}_timed"
     dataset = images(source, labeled, 0 if row == CEILING else draw, end)
     return Job(row, dataset, trainer, draw, table=table, minutes=MINUTES)

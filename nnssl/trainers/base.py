@@ -48,7 +48,8 @@ class SemiSupervisedTrainer(SetUp):
     - `after_step`: EMA updates;
     - `pictures`: what the method makes of a step's patches, to be looked at;
     - `phase_starts`, `start_phase`, `unlabeled_cases`: phases with work on whole cases between them;
-    - `deployed_network`: the network that is saved for prediction (default: the student).
+    - `mirrors_between_phases`: whether that work predicts with mirrored copies, too, for `--minutes`;
+    - `deployed_network`: the network that predicts and is saved for it (default: the student).
 
     Hyper-parameters are annotated class attributes; ``--set`` and `configure` override them before `initialize`. Where
     a method speaks of nnU-Net's loss, optimizer and learning rate, those of the run's ``recipe`` are meant.

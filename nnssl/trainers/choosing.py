@@ -25,7 +25,7 @@ FEWEST_UNLABELED = 8
 FEWEST_STEPS_REGISTERED = 400
 """For registered labels: at 400 they gained, at 240 of another data set they lost."""
 FEWEST_STEPS_SWITCHED = 240
-"""For the regional switch: at 240 and 400 it gained."""
+"""For the regional switch: the fewest that it was measured at."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ RULES = (
         lambda s: s.steps < LONG_STEPS,
         "Supervised",
         {},
-        "nothing else has been measured to gain in so few steps, and BCP lost 0.09 at 400",
+        "nothing else has been measured to gain in the same minutes, and BCP lost 0.09 at 400 steps",
     ),
     Rule(
         "few labeled cases, unlabeled ones, and a long training",
@@ -159,7 +159,10 @@ RULES = (
 def choose(situation: Situation) -> Choice:
     """The first rule that holds, with what is known in words."""
     rule = next(rule for rule in RULES if rule.holds(situation))
-    known = f"{situation.labeled} labeled and {situation.unlabeled} unlabeled cases, {situation.steps:,} steps"
+    patients = f" of {situation.patients} patients" if situation.patients < situation.labeled else ""
+    known = (
+        f"{situation.labeled} labeled{patients} and {situation.unlabeled} unlabeled cases, {situation.steps:,} steps"
+    )
     reasons = [known, f"{rule.when}: {rule.because}"]
     overrides, trainer = dict(rule.overrides), cast(Any, get_trainer(rule.trainer))
     if situation.unlabeled and not trainer.uses_unlabeled:

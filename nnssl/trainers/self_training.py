@@ -60,10 +60,10 @@ class SelfTraining(SemiSupervisedTrainer):
     be the only one. With ``registration`` in its place they are made, as ``nnssl_atlas_predict`` does, by registration
     of the fold's labeled cases to each unlabeled one; trainings on the same labeled cases share them.
 
-    ``round_R/`` in the run folder holds the network after round R, its pseudo-labels in preprocessed space, and
-    ``stability.csv``: which of them round R + 1 uses, why not the others, and how good each is by the network's own
-    probabilities (``estimated_dice``). A run that is stopped or killed goes on with ``--c`` at its last checkpoint, or
-    at the first case that is not predicted; nothing predicted is done again.
+    ``round_R/`` in the run folder holds the network that predicted after round R, its pseudo-labels in preprocessed
+    space, and ``stability.csv``: which of them round R + 1 uses, why not the others, and how good each is by the
+    network's own probabilities (``estimated_dice``). A run that is stopped or killed goes on with ``--c`` at its last
+    checkpoint, or at the first case that is not predicted; nothing predicted is done again.
 
     Deviations: one network and plan for all rounds (they: a large one, an ensemble of five at first, for pseudo-labels
     and a small one to deploy); they drop cases before the last training only, of four; labeled and unlabeled patches
@@ -83,7 +83,7 @@ class SelfTraining(SemiSupervisedTrainer):
     """Of the cases, those of the highest estimated Dice, in the rounds after the first; the last share stays. All if
     empty."""
     mirrored_pseudo_labels: bool = True
-    """Whether pseudo-labels are means over mirrored inputs, as nnU-Net predicts: twice the time per mirrored axis."""
+    """Whether pseudo-labels are means over mirrored inputs, as nnU-Net predicts; an axis takes up to twice the time."""
     pseudo_weight: float = 1.0
     warm_start: bool = False
     one_schedule: bool = False
@@ -111,6 +111,9 @@ class SelfTraining(SemiSupervisedTrainer):
             "registered_cases must be 0, or above 0 with initial_pseudo_labels=registration": (
                 self.registered_cases == 0 or (self.registered_cases > 0 and self.initial_pseudo_labels == REGISTRATION)
             ),
+            "ema_decay must be 0 with a single round, which makes no pseudo-labels": self.rounds > 1
+            or not self.ema_decay,
+            "used_shares must have a share per round after the first, or fewer": len(self.used_shares) < self.rounds,
             "drop_share must be at least 0 and below 1": 0 <= self.drop_share < 1,
             "one_schedule must be False without warm_start": self.warm_start or not self.one_schedule,
             "ema_decay must be at least 0 and below 1": 0 <= self.ema_decay < 1,

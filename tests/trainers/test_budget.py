@@ -133,6 +133,22 @@ def test_validation_cases_take_time(tiny):
         assert measure_costs(trainer).after > 0
 
 
+def test_only_validation_cases_are_mirrored_where_pseudo_labels_are_not(tiny, monkeypatch):
+    real, asked = budget.predictor_of, []
+
+    def noted(trainer, mirroring=True):
+        asked.append(mirroring)
+        return real(trainer, mirroring)
+
+    monkeypatch.setattr(budget, "predictor_of", noted)
+    for setting, expected in (("True", [True]), ("False", [False, True])):
+        with trial(request("SelfTraining", "0", overrides=[f"mirrored_pseudo_labels={setting}"]), DEVICE) as trainer:
+            costs = measure_costs(trainer)
+        assert asked == expected
+        assert min(costs.between, costs.after) > 0
+        asked.clear()
+
+
 def test_the_second_stage_of_a_cascade_is_timed(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     tiny = Tiny(labeled=3, cascade=True).write(tmp_path, monkeypatch)

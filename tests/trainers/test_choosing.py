@@ -104,6 +104,13 @@ def test_labels_are_registered_where_anatomy_and_time_allow_it(changes, register
     assert (choice.overrides == expected) == registered
 
 
+def test_the_reasons_name_patients_where_they_have_several_scans():
+    several = choose(replace(USUAL, labeled=8, patients=4, steps=1_000, corresponding=True))
+    assert several.trainer == "SwitchedSupervised"
+    assert several.reasons[0] == "8 labeled of 4 patients and 100 unlabeled cases, 1,000 steps"
+    assert choose(USUAL).reasons[0].startswith("4 labeled and 100 unlabeled cases")
+
+
 def test_no_more_cases_are_registered_than_there_is_time_for():
     choice = choose(replace(USUAL, labeled=2, corresponding=True, registrable=40))
     assert choice.overrides["registered_cases"] == 40

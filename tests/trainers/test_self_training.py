@@ -146,6 +146,8 @@ def test_rounds_share_the_steps_of_the_run(tiny, epochs, iterations, options, ex
         ({"drop_share": -0.1}, "drop_share"),
         ({"used_shares": (0.5, 0.0)}, "used_shares must be above 0 and at most 1"),
         ({"used_shares": (1.5,)}, "used_shares must be above 0 and at most 1"),
+        ({"used_shares": (0.5, 0.5, 1.0)}, "used_shares must have a share per round"),
+        ({"ema_decay": 0.9, "rounds": 1, "initial_pseudo_labels": "masks"}, "ema_decay must be 0 with a single round"),
         ({"pseudo_weight": 0.0}, "pseudo_weight must be above 0"),
         ({"pretrain_share": 0.2}, "round 0 is that phase"),
     ],
@@ -306,6 +308,9 @@ def test_an_average_of_students_makes_the_pseudo_labels(tiny, monkeypatch, warm)
     averaged(0.5, 0.5)  # the plain mean at first
     assert trainer.start_phase(lambda: False)
     assert predicted == [trainer.teacher.network]
+    kept = read_model_checkpoint(trainer.round_folder(0) / "checkpoint_final.pth")["network_weights"]
+    assert equal(kept, trainer.teacher.network.state_dict())
+    assert not equal(kept, weights(trainer))
     step(2)
     averaged(*(1 / 3, 1 / 3, 1 / 3) if warm else (0, 0, 1))
     step(3)

@@ -226,24 +226,28 @@ def _case_seconds(trainer: SemiSupervisedTrainer) -> tuple[float, float]:
         cases, folder = split.unlabeled, Path(images.folder)
     sizes = {case: sum(file.stat().st_size for file in folder.glob(f"{case}.*")) for case in cases}
     middle = sorted(cases, key=lambda case: sizes[case])[len(cases) // 2]
+
+    def seconds(mirroring: bool) -> float:
+        predictor = predictor_of(trainer, mirroring)
+
+        def predict() -> None:
+            if between:
+                image = torch.from_numpy(images.load_case(middle)[0][:])
+            else:
+                image, _ = case_image(trainer, validation_cases(trainer, [middle]), middle)
+            trainer.label_manager.convert_logits_to_segmentation(predict_logits(predictor, image))
+
+        if trainer.device.type == "cuda":
+            predict()  # the first time kernels are chosen
+        began = time.monotonic()
+        predict()
+        return (time.monotonic() - began) / trainer.ranks.size
+
     mirroring = not between or trainer.mirrors_between_phases
-    predictor = predictor_of(trainer, mirroring)
+    each = seconds(mirroring)
     # validation cases are mirrored
-    passes = 1 if mirroring else 2 ** len(trainer.inference_allowed_mirroring_axes or ())
-
-    def predict() -> None:
-        if between:
-            image = torch.from_numpy(images.load_case(middle)[0][:])
-        else:
-            image, _ = case_image(trainer, validation_cases(trainer, [middle]), middle)
-        trainer.label_manager.convert_logits_to_segmentation(predict_logits(predictor, image))
-
-    if trainer.device.type == "cuda":
-        predict()  # the first time kernels are chosen
-    began = time.monotonic()
-    predict()
-    seconds = (time.monotonic() - began) / trainer.ranks.size
-    return between * seconds, _EXPORT * after * seconds * passes
+    last = each if mirroring or not after else seconds(True)
+    return between * each, _EXPORT * after * last
 
 
 def _median_seconds(trainer: SemiSupervisedTrainer, function: Callable[[], Any]) -> float:
