@@ -47,8 +47,7 @@ class SemiSupervisedTrainer(SetUp):
     - `optimize`: only methods whose step is not one loss and one update;
     - `after_step`: EMA updates;
     - `pictures`: what the method makes of a step's patches, to be looked at;
-    - `phase_starts`, `start_phase`, `unlabeled_cases`: phases with work on whole cases between them;
-    - `mirrors_between_phases`: whether that work predicts with mirrored copies, too, for `--minutes`;
+    - `phase_starts`, `start_phase`, `mirrors_between_phases`, `unlabeled_cases`: phases, work on whole cases between;
     - `deployed_network`: the network that predicts and is saved for it (default: the student).
 
     Hyper-parameters are annotated class attributes; ``--set`` and `configure` override them before `initialize`. Where
@@ -81,7 +80,6 @@ class SemiSupervisedTrainer(SetUp):
     """Whether the learning rate starts again with the main phase."""
     memory_factor: ClassVar[float] = 1.0
     """Memory of a step relative to Supervised with as many labeled patches and the planned unlabeled ones."""
-
     supervised_with: ClassVar[dict[str, Any]] = {}
     """Hyper-parameters with which a step, its unsupervised terms taken away, is the step of Supervised."""
 
@@ -94,8 +92,7 @@ class SemiSupervisedTrainer(SetUp):
     num_iterations_per_epoch: int = 250
     num_val_iterations_per_epoch: int = 50
     recipe: Literal["auto", "nnunet", "short"] = "auto"
-    """Optimizer, learning rate, weight decay, warm-up, weights in the loss: nnU-Net's, those of short trainings, or by
-    the number of steps."""
+    """Optimizer, its settings and weights in the loss: nnU-Net's, those of short trainings, or by the steps."""
     initial_lr: float = 1e-2
     optimizer_name: Literal["SGD", "AdamW"] = "SGD"
     momentum: float = 0.99
@@ -115,8 +112,7 @@ class SemiSupervisedTrainer(SetUp):
     proportion; 0, nnU-Net's, weighs all alike."""
     oversample_foreground_percent: float = 0.33
     least_class_share: float = 0.05
-    """Share of the labeled patches that show each class at least, 0 to below 1; where nnU-Net's choice of patches does
-    not reach it, those centered on foreground are chosen accordingly."""
+    """Share of the labeled patches that show each class at least, 0 to below 1; patches on foreground are chosen so."""
     enable_deep_supervision: bool = True
     mirror_axes: tuple[int, ...] | None = None
     """Axes that augmentation and prediction mirror; None takes the decision of the plan (nnU-Net's choice, all, if it
@@ -124,9 +120,8 @@ class SemiSupervisedTrainer(SetUp):
     rotation_degrees: float | None = None
     """Largest angle of a rotation in augmentation; None takes nnU-Net's, 30 in 3D and 180 within a plane."""
     labeled_batch_size: int | None = None
-    """Labeled patches per step, of all ranks together; None takes the number of the plan."""
     unlabeled_batch_size: int | None = None
-    """Unlabeled patches per step, of all ranks together; None takes the number of the plan."""
+    """Patches per step, of all ranks together; None takes the number of the plan."""
     atlas_augmentation: Literal["none", "regional_switch"] = "none"
     """What is done with pairs of labeled cases: nothing, or boxes are exchanged at corresponding positions."""
     atlas_correspondence: Literal["relative", "bbox", "registration"] | None = None
