@@ -227,7 +227,6 @@ class SemiSupervisedTrainer(SetUp):
         return max(0, self.iteration - self.pretrain_steps) / steps
 
     # ------------------------------------------------------------------ hooks of the methods
-
     def check_settings(self) -> None:
         """Raises ``UserError`` for hyper-parameters that the method cannot be trained with; before the first step."""
 
