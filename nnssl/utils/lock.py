@@ -61,6 +61,20 @@ def only_process(folder: str | os.PathLike[str], work: str, *, wait: bool = Fals
         yield
 
 
+def is_held(folder: str | os.PathLike[str]) -> bool:
+    """Whether another process holds the lock of ``folder``; False where the file system has no locks."""
+    try:
+        with open(Path(folder, LOCK_FILE), "r+", encoding="utf-8") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in (*_HELD_BY_ANOTHER, *_NO_LOCKS_HERE):
+            raise
+        return error.errno in _HELD_BY_ANOTHER
+    return False
+
+
 def _lock(file: IO[str], held: str, wait: bool) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

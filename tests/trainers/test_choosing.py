@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 from nnssl.errors import UserError
 from nnssl.inference.models import auto_record, find_model
 from nnssl.trainers import choosing
+from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.choosing import (
     FEW_LABELED,
     FEWEST_LABELED,
@@ -32,6 +36,7 @@ from nnssl.trainers.engine.run import run
 from nnssl.trainers.engine.settings import check_overrides
 from nnssl.trainers.registry import get_trainer
 from nnssl.utils.paths import preprocessed_folder, raw_folder, results_folder
+from tests.support.locks import held_by_another
 from tests.support.tiny import NAME, PLANS, Tiny
 
 USUAL = Situation(labeled=4, patients=4, unlabeled=100, steps=250_000, steps_after_registration=250_000)
@@ -185,6 +190,39 @@ def test_the_choice_of_the_first_run_holds_for_the_others(tiny, capsys):
     trained(tiny, "BCP", "all")
     trained(tiny, "BCP", "0")
     assert chosen(overwrite=True).trainer == "BCP"
+
+
+def test_the_choice_of_a_run_that_is_beginning_holds_for_the_others(tiny):
+    assert chosen().trainer == "Supervised"
+    beginning = results() / f"Supervised__{PLANS}__{tiny.configuration}" / "fold_0"
+    with held_by_another(beginning):
+        assert chosen(epochs=LONG_STEPS).trainer == "Supervised"
+    assert chosen(epochs=LONG_STEPS).trainer == "BCP", "it ended before it was recorded"
+
+
+def test_two_trainings_do_not_choose_at_the_same_time(tiny, capsys):
+    with held_by_another(results()) as (other, _):
+        end = threading.Timer(1, other.kill)
+        end.start()
+        run(request(seed=0))
+        assert end.finished.is_set()
+    out = capsys.readouterr().out
+    assert out.index("Waiting until it is done, another process chooses what auto trains") < out.index(
+        "auto: Supervised"
+    )
+
+
+def test_others_may_choose_while_a_run_trains(tiny, monkeypatch):
+    held = []
+
+    def train(asked: TrainingRequest, trainer: SemiSupervisedTrainer) -> None:
+        probe = f"from nnssl.utils.lock import is_held; print(is_held({str(results())!r}), "
+        probe += f"is_held({trainer.output_folder!r}))"
+        held.append(subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout)
+
+    monkeypatch.setattr("nnssl.trainers.engine.run._train_and_validate", train)
+    run(request(seed=0))
+    assert held == ["False True\n"]
 
 
 def test_a_common_place_is_read_from_the_plans_and_needs_two_cases_of_the_fold(tiny):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,33 +11,15 @@ from pathlib import Path
 import pytest
 
 from nnssl.errors import UserError
-from nnssl.utils.lock import LOCK_FILE, only_process
-
-HOLDER = """
-import os, sys, time
-from nnssl.utils.lock import only_process
-with only_process(sys.argv[1], "trains this run"):
-    worker = os.fork()
-    if worker != 0:
-        print(worker, flush=True)
-    time.sleep(60)
-"""
+from nnssl.utils.lock import LOCK_FILE, is_held, only_process
+from tests.support.locks import held_by_another
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds the lock and has a forked worker, whose number is ``worker``."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.worker = int(process.stdout.readline())
-    yield process
-    for number in (process.pid, process.worker):
-        try:
-            os.kill(number, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait(timeout=10)
-    process.stdout.close()
+    """A process that holds the lock, and the number of its forked worker."""
+    with held_by_another(tmp_path) as holder:
+        yield holder
 
 
 def test_a_second_process_is_told_who_is_there(tmp_path, holder):
@@ -46,23 +27,31 @@ def test_a_second_process_is_told_who_is_there(tmp_path, holder):
         pytest.fail("the lock was given twice")
     assert "another process trains this run" in str(refusal.value)
     assert str(tmp_path) in str(refusal.value)
-    assert f"process {holder.pid} on " in str(refusal.value)
+    assert f"process {holder[0].pid} on " in str(refusal.value)
 
 
 def test_a_killed_process_holds_nothing_though_its_worker_lives(tmp_path, holder):
-    holder.kill()
-    holder.wait(timeout=10)
-    os.kill(holder.worker, 0)  # alive
+    process, worker = holder
+    assert is_held(tmp_path)
+    process.kill()
+    process.wait(timeout=10)
+    os.kill(worker, 0)  # alive
+    assert not is_held(tmp_path)
     with only_process(tmp_path, "trains this run"):
         assert f"process {os.getpid()} on " in (tmp_path / LOCK_FILE).read_text()
 
 
 def test_who_waits_is_told_and_goes_on(tmp_path, holder, capsys):
-    end = threading.Timer(1, holder.kill)
+    end = threading.Timer(1, holder[0].kill)
     end.start()
     with only_process(tmp_path, "registers labeled cases", wait=True):
         assert end.finished.is_set()
     assert f"Waiting until it is done, another process registers labeled cases: {tmp_path}" in capsys.readouterr().out
+
+
+def test_a_folder_that_nobody_worked_in_is_not_held(tmp_path):
+    assert not is_held(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nobody_waits_for_a_free_lock(tmp_path, capsys):
@@ -90,6 +79,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
     with only_process(tmp_path, "works"):
         pass
     assert "has no locks" in capsys.readouterr().err
+    assert not is_held(tmp_path)
 
 
 def test_other_errors_are_not_hidden(tmp_path, monkeypatch):
@@ -99,3 +89,5 @@ def test_other_errors_are_not_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "lockf", broken)
     with pytest.raises(OSError, match="Input/output"), only_process(Path(tmp_path), "works"):
         pytest.fail("ran without lock")
+    with pytest.raises(OSError, match="Input/output"):
+        is_held(tmp_path)

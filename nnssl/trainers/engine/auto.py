@@ -28,6 +28,7 @@ from nnssl.trainers.engine.record import RECORD
 from nnssl.trainers.engine.request import RequestedPlan, TrainingRequest, flags_of, requested_plan
 from nnssl.trainers.engine.settings import parse_overrides
 from nnssl.utils.files import read_json, write_json
+from nnssl.utils.lock import is_held
 from nnssl.utils.paths import results_folder
 
 REGISTRATION_MINUTES = 60
@@ -78,12 +79,12 @@ def with_choice(request: TrainingRequest, device: torch.device, *, keep: bool = 
 
 
 def _holds(file: Path, request: TrainingRequest) -> bool:
-    """Whether a run of the recorded trainer exists, other than the one that is to be overwritten."""
+    """Whether a run of the recorded trainer exists or is beginning, other than the one that is to be overwritten."""
     if not file.is_file():
         return False
     trainer = _recorded(file)["trainer"]
     runs = file.parent / file.stem.replace(AUTO, trainer, 1)
-    folds = {path.parent.name for path in runs.glob(f"fold_*/{RECORD}")}
+    folds = {fold.name for fold in runs.glob("fold_*") if (fold / RECORD).is_file() or is_held(fold)}
     if request.overwrite and not (request.resume or request.only_validate):
         folds.discard(f"fold_{request.fold}")
     return bool(folds)

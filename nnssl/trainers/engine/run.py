@@ -23,11 +23,13 @@ from nnssl.trainers.engine.request import (
     check_flags,
     overrides_of,
     prepare_device,
+    requested_plan,
     settings_of,
     trainer_class_of,
 )
 from nnssl.trainers.engine.requirements import check_requirements
 from nnssl.utils.lock import only_process
+from nnssl.utils.paths import results_folder
 
 
 def run(request: TrainingRequest) -> None:
@@ -47,16 +49,20 @@ def run(request: TrainingRequest) -> None:
 def _run_rank(request: TrainingRequest) -> None:
     ranks = current_ranks()
     device = prepare_device(request.device)
-    if request.trainer == AUTO:
-        request = with_choice(request, device)
-    trainer_class = trainer_class_of(request)
-    overrides_of(request, trainer_class)  # wrong ones are told before anything is done
-    trainer = build_trainer(request, trainer_class, device)
-    folder = Path(trainer.output_folder)
-    trainer.disable_checkpointing = request.disable_checkpointing
-    with contextlib.ExitStack() as lock:
-        # the ranks of a training share the lock of the first
+    # the ranks of a training share the locks of the first
+    with contextlib.ExitStack() as lock, contextlib.ExitStack() as choosing:
+        if request.trainer == AUTO:
+            results = results_folder() / requested_plan(request).dataset
+            one_at_a_time = only_process(results, "chooses what auto trains", wait=True)
+            ranks.from_main(lambda: choosing.enter_context(one_at_a_time), timeout=None)
+            request = with_choice(request, device)
+        trainer_class = trainer_class_of(request)
+        overrides_of(request, trainer_class)  # wrong ones are told before anything is done
+        trainer = build_trainer(request, trainer_class, device)
+        folder = Path(trainer.output_folder)
+        trainer.disable_checkpointing = request.disable_checkpointing
         ranks.from_main(lambda: lock.enter_context(only_process(folder, "trains this run")))
+        choosing.close()  # by the lock of this run others see that it is under way
         _train_and_validate(request, trainer)
 
 
