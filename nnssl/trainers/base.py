@@ -206,7 +206,7 @@ class SemiSupervisedTrainer(SetUp):
 
     @property
     def planned_steps(self) -> int:
-        """Steps by which the phases are planned; a training that was shortened since makes fewer, in its last phase."""
+        """Steps by which the phases are planned; where the length was changed since, the last phase has others."""
         return (self.settings.planned_epochs or self.num_epochs) * self.num_iterations_per_epoch
 
     @property

@@ -209,6 +209,53 @@ def test_a_training_that_is_late_is_shortened(tiny, clock, left, epochs):
     assert trainer.optimizer.param_groups[0]["lr"] > 0
 
 
+@pytest.mark.parametrize(
+    ("left", "done", "epochs"),
+    # an epoch takes 10 s; a tenth of the time that is left is not planned with
+    [(89, 3, 11), (88, 3, 10), (1000, 3, 93), (1000, 2, 10), (1000, 4, 10), (None, 3, 10)],
+)
+def test_a_training_that_is_early_is_lengthened_once(tiny, clock, left, done, epochs):
+    trainer = tiny.trainer("Supervised", num_epochs=10)
+    trainer.deadline = None if left is None else 1000.0 + left
+    epochs_took(trainer, *[500, 10, 10, 10][:done])
+    assert keep_deadline(trainer) == (epochs > 10)
+    assert trainer.num_epochs == epochs
+    assert trainer.settings.planned_epochs == (10 if epochs > 10 else None)
+    trainer.lr_scheduler.step(epochs - 1)
+    assert trainer.optimizer.param_groups[0]["lr"] > 0
+    trainer.lr_scheduler.step(epochs)
+    assert trainer.optimizer.param_groups[0]["lr"] == 0
+    if left is not None:
+        trainer.deadline += 1000
+        for further in range(4, 8):
+            epochs_took(trainer, 500, *[10] * further)
+            assert not keep_deadline(trainer)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "first", "decided"),
+    [
+        ("SelfTraining", {}, 20, 23),
+        ("BCP", {"pretrain_share": 0.1}, 3, 10),
+        # a learning rate that has almost fallen would rise again
+        ("BCP", {"pretrain_share": 2 / 3}, 20, None),
+        ("SelfTraining", {"warm_start": True, "one_schedule": True}, 20, None),
+    ],
+)
+def test_a_last_phase_is_lengthened_while_its_schedule_is_young(name, options, first, decided, tiny, clock):
+    trainer = tiny.trainer(name, num_epochs=30, **options)
+    trainer.deadline = 1500.0
+    boundaries = phase_boundaries(trainer)
+    assert boundaries[-1] == 2 * first
+    for done in range(1, 30):
+        epochs_took(trainer, *[*[10] * first, 500, *[10] * 29][:done])
+        assert keep_deadline(trainer) == (done == decided), done
+    lengthened = decided is not None
+    assert trainer.num_epochs == (decided + 45 if lengthened else 30)
+    assert phase_boundaries(trainer) == boundaries
+    assert trainer.settings.planned_epochs == (30 if lengthened else None)
+
+
 def test_the_first_epoch_decides_nothing(tiny, clock):
     trainer = tiny.trainer("Supervised", num_epochs=10)
     trainer.deadline = 1000.0
@@ -244,6 +291,19 @@ def test_a_late_training_ends_early_and_whole(tiny, monkeypatch, capsys):
     record = json.loads((folder / "run.json").read_text())
     assert record["hyperparameters"]["num_epochs"] == 2
     assert record["settings"]["planned_epochs"] > 10_000
+
+
+def test_an_early_training_goes_on_longer(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "measure_costs", lambda trainer: Costs(step=0.4, start=0))
+    monkeypatch.setattr(deadline, "_epochs_in_time", lambda trainer, began: 13)
+    command = ["901", "Supervised", "all", "-p", PLANS, "-device", "cpu", "--disable_memory_check"]
+    assert run_command("train", [*command, "--minutes", "0.8", "--set", "num_iterations_per_epoch=10"]) == 0
+    assert "faster than timed: lengthened from 10 to 13 epochs" in capsys.readouterr().out
+    (folder,) = Path(tiny.folder, "nnUNet_results").glob("*/Supervised__*/fold_all")
+    assert read_model_checkpoint(folder / "checkpoint_final.pth")["current_epoch"] == 13
+    record = json.loads((folder / "run.json").read_text())
+    assert record["hyperparameters"]["num_epochs"] == 13
+    assert record["settings"]["planned_epochs"] == 10
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 from nnssl.dataloading.cases import NamedErrors
 from nnssl.dataloading.streams import PREFETCHED_BATCHES
 from nnssl.errors import UserError
-from nnssl.trainers.engine.deadline import phase_boundaries
+from nnssl.trainers.engine.deadline import RESERVE, phase_boundaries
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.pipelines import unlabeled_images, worker_counts
 from nnssl.trainers.engine.recipe import total_steps
@@ -29,8 +29,6 @@ from nnssl.trainers.engine.validation import case_image, predict_logits, predict
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
 
-RESERVE = 0.1
-"""Share of the minutes that is left free, since the speed of machines varies."""
 STEPS_PER_EPOCH = 250
 EPOCHS = 20
 """At least, so that there are curves to be looked at: epochs of a short training have fewer steps."""

@@ -1,4 +1,4 @@
-"""Trainings that have to end at a given time."""
+"""Trainings that have to end at a given time, and use it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnssl.trainers.engine.record import RECORD
+from nnssl.trainers.engine.schedule import schedule_starts
 from nnssl.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
+
+
+RESERVE = 0.1
+"""Share of the time that is left free where a length is planned, since the speed of machines varies."""
+LENGTHENED_AFTER = 0.2
+"""Share of the last phase after which its speed is known well enough."""
 
 
 def phase_boundaries(trainer: SemiSupervisedTrainer) -> list[int]:
@@ -23,8 +30,9 @@ def phase_boundaries(trainer: SemiSupervisedTrainer) -> list[int]:
 def keep_deadline(trainer: SemiSupervisedTrainer) -> bool:
     """At the end of an epoch of the last phase: shortens a training that would not end before its deadline.
 
-    Where the phases begin stays as it was planned; learning rates and ramps of the last one go on as in a phase of the
-    new length. Returns whether the training was shortened.
+    Once, early in it, a training that would end long before is lengthened, unless the learning rate has passed half of
+    its schedule. Where the phases begin stays as it was planned; learning rates and ramps of the last one go on
+    as in a phase of the new length. Returns whether the length was changed.
     """
     began = phase_boundaries(trainer)[-1]
     if trainer.deadline is None or began >= trainer.iteration:
@@ -50,8 +58,14 @@ def _epochs_in_time(trainer: SemiSupervisedTrainer, began: int) -> int:
     seconds = [end - start for start, end in zip(starts[first:], ends[first:], strict=True)]
     if not seconds:
         return trainer.num_epochs
-    left = max(0, math.floor((trainer.deadline - _now()) / statistics.median(seconds)))
-    return min(trainer.num_epochs, trainer.current_epoch + 1 + left)
+    done, left = trainer.current_epoch + 1, (trainer.deadline - _now()) / statistics.median(seconds)
+    scheduled = max(start for start in schedule_starts(trainer) if start <= began) // trainer.num_iterations_per_epoch
+    early = len(seconds) == math.ceil(LENGTHENED_AFTER * (trainer.num_epochs - first))
+    if early and trainer.settings.planned_epochs is None and done - scheduled < (trainer.num_epochs - scheduled) / 2:
+        longer = done + math.floor((1 - RESERVE) * left)
+        if longer > trainer.num_epochs:
+            return longer
+    return min(trainer.num_epochs, done + max(0, math.floor(left)))
 
 
 def _record(trainer: SemiSupervisedTrainer) -> None:

@@ -111,11 +111,13 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
     _validate_online(trainer)
     _close_epoch(trainer, losses, timing, bar)
     _warn_of_starving(trainer, timing, clock)
+    planned = trainer.num_epochs
     if keep_deadline(trainer):
         bar.total = trainer.num_epochs * trainer.num_iterations_per_epoch
+        slower = trainer.num_epochs < planned
         trainer.print_to_log_file(
-            f"slower than timed: shortened from {trainer.settings.planned_epochs} to {trainer.num_epochs} epochs, to "
-            "end in time"
+            f"{'slower' if slower else 'faster'} than timed: {'shortened' if slower else 'lengthened'} from {planned} "
+            f"to {trainer.num_epochs} epochs, {'to end in time' if slower else 'for which there is time'}"
         )
     _save_epoch(trainer, clock, batch)
 

@@ -18,7 +18,7 @@ class RunSettings:
         micro_batch: patches in a pass of a network; None for all at once.
         memory_check: whether a training that would not fit into the memory of the device is refused.
         preview_every: epochs from one preview picture to the next; about 20 in a training if None, none at all if 0.
-        planned_epochs: epochs by which the phases were planned, if the training was shortened since.
+        planned_epochs: epochs by which the phases were planned, if its length was changed since, to end in time.
         pretrained_weights: checkpoint whose weights the student starts from.
     """
 

@@ -8,6 +8,14 @@ if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
 
 
+def schedule_starts(trainer: SemiSupervisedTrainer) -> list[int]:
+    """First steps of the schedules of a training: of the first one, and of those that begin with a phase."""
+    starts = [0, *trainer.schedule_starts]
+    if trainer.restarts_schedule and trainer.pretrain_steps:
+        starts.append(trainer.pretrain_steps)
+    return starts
+
+
 def update_learning_rates(trainer: SemiSupervisedTrainer) -> None:
     """Sets the learning rates for the place where the training stands.
 
@@ -15,9 +23,7 @@ def update_learning_rates(trainer: SemiSupervisedTrainer) -> None:
     from the start of a schedule on, or if they fall in each step.
     """
     position: float = trainer.current_epoch
-    starts = [0, *trainer.schedule_starts]
-    if trainer.restarts_schedule and trainer.pretrain_steps:
-        starts.append(trainer.pretrain_steps)
+    starts = schedule_starts(trainer)
     began = max(start for start in starts if start <= trainer.iteration)
     if len(starts) > 1 or trainer.lr_decay_per_step:
         total = trainer.num_epochs * trainer.num_iterations_per_epoch
