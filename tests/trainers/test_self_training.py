@@ -323,8 +323,12 @@ class Killed(BaseException):
     """What no handler of the package catches, like the end of the process."""
 
 
+ONE_TRAINING = {"warm_start": True, "one_schedule": True, "ema_decay": 0.5, "used_shares": (0.5, 1.0)}
+
+
+@pytest.mark.parametrize("options", [{}, ONE_TRAINING], ids=["rounds from scratch", "one training"])
 @pytest.mark.parametrize(("how", "call"), [("stop file", 2), ("killed", 5)], ids=["stopped first", "killed later"])
-def test_prediction_that_is_interrupted_goes_on_where_it_was(tiny, monkeypatch, how, call):
+def test_prediction_that_is_interrupted_goes_on_where_it_was(tiny, monkeypatch, how, call, options):
     calls = []
     real = pseudo_labeling.predict_logits
 
@@ -336,12 +340,13 @@ def test_prediction_that_is_interrupted_goes_on_where_it_was(tiny, monkeypatch, 
             Path(trainer.output_folder, "stop").touch()
         return real(predictor, image)
 
-    trainer = tiny.trainer("SelfTraining", **BUDGET)
+    trainer = tiny.trainer("SelfTraining", **BUDGET, **options)
     trainer.run_training()
     expected, rows = weights(trainer), [table(trainer, number) for number in (0, 1)]
+    average = trainer.teacher.network.state_dict() if options else {}
 
     monkeypatch.setattr(pseudo_labeling, "predict_logits", predict)
-    trainer = tiny.trainer("SelfTraining", **BUDGET)
+    trainer = tiny.trainer("SelfTraining", **BUDGET, **options)
     with pytest.raises(Killed if how == "killed" else SystemExit) as ended:
         trainer.run_training()
     if how == "stop file":
@@ -356,6 +361,7 @@ def test_prediction_that_is_interrupted_goes_on_where_it_was(tiny, monkeypatch, 
     # 2 rounds of 3 cases; only the one in work when the process was killed is predicted again
     assert len(calls) == (7 if how == "killed" else 6)
     assert equal(weights(continued), expected)
+    assert not options or equal(continued.teacher.network.state_dict(), average)
     assert [table(continued, number) for number in (0, 1)] == rows
     assert not list(Path(continued.output_folder).rglob(".tmp_*"))
 
