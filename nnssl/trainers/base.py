@@ -17,7 +17,7 @@ from nnssl.dataset.splits import Fold
 from nnssl.errors import UserError
 from nnssl.networks.ema import EMATeacher
 from nnssl.networks.unwrap import unwrap
-from nnssl.trainers.engine import checkpoint, loop, validation
+from nnssl.trainers.engine import checkpoint, deadline, loop, validation
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.history import History, LossMeter
 from nnssl.trainers.engine.memory_check import check_memory
@@ -159,7 +159,7 @@ class SemiSupervisedTrainer(SetUp):
         self.precision = Precision("fp32", self.device.type)
         self.memory_format = torch.contiguous_format
         self.iteration = 0
-        self.deadline: float | None = None  # of the last step, as time.time counts
+        self.deadline: deadline.Deadline | None = None
         self.meter = LossMeter()
         self.history = History()
         self._modules: dict[str, nn.Module] = {}

@@ -17,7 +17,7 @@ from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine import budget, deadline
 from nnssl.trainers.engine.budget import Budget, Costs, measure_costs, plan_budget
-from nnssl.trainers.engine.deadline import keep_deadline, phase_boundaries
+from nnssl.trainers.engine.deadline import Deadline, keep_deadline, phase_boundaries
 from nnssl.trainers.engine.request import TrainingRequest
 from nnssl.trainers.engine.trial import trial
 from tests.support.tiny import DEVICE, PLANS, Tiny
@@ -44,7 +44,8 @@ def plan(costs: Costs, minutes: float, spent: float = 0.0, **options: int) -> Bu
 )
 def test_length_of_a_training(costs, minutes, options, epochs, steps):
     found = plan(costs, minutes, **options)
-    assert found.deadline == 1000 + 60 * minutes - costs.after
+    due = 1000 + 60 * minutes - costs.after
+    assert found.deadline == Deadline(due, due - 6 * minutes)
     assert (found.epochs, found.iterations_per_epoch, found.steps) == (epochs, steps, epochs * steps)
     assert f"{epochs} epochs of {steps} steps" in found.explanation
 
@@ -174,62 +175,94 @@ def test_a_training_of_some_minutes(tiny, monkeypatch, capsys):
     assert sorted(path.name for path in folder.parents[2].iterdir()) == [folder.parents[1].name]
 
 
-def epochs_took(trainer: SemiSupervisedTrainer, *seconds: float) -> None:
-    """Epochs of two steps that were trained one after the other, from second 0 on."""
-    logged = len(trainer.logger.get_value("epoch_end_timestamps", step=None))
-    for epoch, duration in list(enumerate(seconds))[logged:]:
-        began = sum(seconds[:epoch])
-        trainer.logger.log("epoch_start_timestamps", began, epoch)
-        trainer.logger.log("epoch_end_timestamps", began + duration, epoch)
-    trainer.current_epoch, trainer.iteration = len(seconds) - 1, 2 * len(seconds)
-
-
 @pytest.fixture
-def clock(monkeypatch):
-    """Stops the clock that a deadline is held against."""
-    monkeypatch.setattr(deadline, "_now", lambda: 1000.0)
+def took(monkeypatch):
+    """Trains epochs of two steps that take so many seconds, one after the other, from second 0 on."""
+    now = 0.0
+    monkeypatch.setattr(deadline, "_now", lambda: now)
+
+    def took(trainer: SemiSupervisedTrainer, *seconds: float, pause: float = 0.0) -> float:
+        """Until when, with a pause after each epoch."""
+        nonlocal now
+        logged = len(trainer.logger.get_value("epoch_end_timestamps", step=None))
+        for epoch, duration in list(enumerate(seconds))[logged:]:
+            began = sum(seconds[:epoch]) + epoch * pause
+            trainer.logger.log("epoch_start_timestamps", began, epoch)
+            trainer.logger.log("epoch_end_timestamps", began + duration, epoch)
+            now = began + duration + pause
+        trainer.current_epoch, trainer.iteration = len(seconds) - 1, 2 * len(seconds)
+        return now
+
+    return took
+
+
+def ends_with(trainer: SemiSupervisedTrainer, epochs: int) -> bool:
+    """Whether the learning rate goes to zero within that many epochs."""
+    rates = []
+    for epoch in (epochs - 1, epochs):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    return rates[0] > rates[1] == 0
 
 
 @pytest.mark.parametrize(
-    ("left", "epochs"),
+    ("left", "pause", "epochs"),
     # an epoch takes 10 s, four of ten are done
-    [(None, 10), (1000, 10), (61, 10), (59, 9), (25, 6), (5, 4), (-100, 4)],
+    [(None, 0, 10), (1000, 0, 10), (61, 0, 10), (59, 0, 9), (25, 0, 6), (5, 0, 4), (-100, 0, 4), (59, 5, 7)],
 )
-def test_a_training_that_is_late_is_shortened(tiny, clock, left, epochs):
+def test_a_training_that_is_late_is_shortened(tiny, took, left, pause, epochs):
     trainer = tiny.trainer("Supervised", num_epochs=10)
-    trainer.deadline = None if left is None else 1000.0 + left
     # the first one counts as little as an exception
-    epochs_took(trainer, 500, 10, 90, 10)
+    now = took(trainer, 500, 10, 90, 10, pause=pause)
+    trainer.deadline = None if left is None else Deadline(now + left, now + left)
     assert keep_deadline(trainer) == (epochs < 10)
     assert trainer.num_epochs == epochs
-    # the learning rate goes to zero within the new length
-    trainer.lr_scheduler.step(epochs)
-    assert trainer.optimizer.param_groups[0]["lr"] == 0
-    trainer.lr_scheduler.step(epochs - 1)
-    assert trainer.optimizer.param_groups[0]["lr"] > 0
+    assert ends_with(trainer, epochs)
 
 
 @pytest.mark.parametrize(
     ("left", "done", "epochs"),
-    # an epoch takes 10 s; a tenth of the time that is left is not planned with
-    [(89, 3, 11), (88, 3, 10), (1000, 3, 93), (1000, 2, 10), (1000, 4, 10), (None, 3, 10)],
+    # an epoch takes 10 s
+    [(81, 3, 11), (79, 3, 10), (1000, 3, 103), (1000, 2, 10), (1000, 4, 10), (None, 3, 10)],
 )
-def test_a_training_that_is_early_is_lengthened_once(tiny, clock, left, done, epochs):
+def test_a_training_that_is_early_is_lengthened_once(tiny, took, left, done, epochs):
     trainer = tiny.trainer("Supervised", num_epochs=10)
-    trainer.deadline = None if left is None else 1000.0 + left
-    epochs_took(trainer, *[500, 10, 10, 10][:done])
+    now = took(trainer, *[500, 10, 10, 10][:done])
+    trainer.deadline = None if left is None else Deadline(now + left + 500, now + left)
     assert keep_deadline(trainer) == (epochs > 10)
     assert trainer.num_epochs == epochs
     assert trainer.settings.planned_epochs == (10 if epochs > 10 else None)
-    trainer.lr_scheduler.step(epochs - 1)
-    assert trainer.optimizer.param_groups[0]["lr"] > 0
-    trainer.lr_scheduler.step(epochs)
-    assert trainer.optimizer.param_groups[0]["lr"] == 0
-    if left is not None:
-        trainer.deadline += 1000
-        for further in range(4, 8):
-            epochs_took(trainer, 500, *[10] * further)
+    assert ends_with(trainer, epochs)
+    if epochs > 10:
+        trainer.deadline = Deadline(10_000, 10_000)
+        for further in range(3, epochs - 1):
+            took(trainer, 500, *[10] * further)
             assert not keep_deadline(trainer)
+
+
+def test_a_training_as_fast_as_timed_keeps_its_length_and_the_reserve(tiny, took):
+    found = plan(Costs(step=5, start=0, after=600), 50, iterations_per_epoch=2)
+    trainer = tiny.trainer("Supervised", num_epochs=found.epochs)
+    assert found.epochs == 210  # 2,100 of 2,700 s
+    trainer.deadline = Deadline(found.deadline.due - 1000, found.deadline.planned - 1000)
+    for done in range(1, found.epochs):
+        took(trainer, *[10] * done)
+        assert not keep_deadline(trainer)
+
+
+def test_a_lengthened_training_is_continued_as_it_was(tiny, took, tmp_path):
+    trainer = tiny.trainer("BCP", num_epochs=30, pretrain_share=0.1)
+    boundaries, recipe = phase_boundaries(trainer), trainer.recipe
+    now = took(trainer, *[10] * 10)
+    trainer.deadline = Deadline(now + 99_990, now + 99_990)
+    assert keep_deadline(trainer)
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    continued = tiny.bare_trainer("BCP")
+    continued.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert (continued.num_epochs, continued.settings.planned_epochs) == (10 + 9999, 30)
+    assert (phase_boundaries(continued), continued.recipe) == (boundaries, recipe)
+    assert continued.recipe == "short"
+    assert ends_with(continued, 10 + 9999)
 
 
 @pytest.mark.parametrize(
@@ -242,37 +275,36 @@ def test_a_training_that_is_early_is_lengthened_once(tiny, clock, left, done, ep
         ("SelfTraining", {"warm_start": True, "one_schedule": True}, 20, None),
     ],
 )
-def test_a_last_phase_is_lengthened_while_its_schedule_is_young(name, options, first, decided, tiny, clock):
+def test_a_last_phase_is_lengthened_while_its_schedule_is_young(name, options, first, decided, tiny, took):
     trainer = tiny.trainer(name, num_epochs=30, **options)
-    trainer.deadline = 1500.0
     boundaries = phase_boundaries(trainer)
     assert boundaries[-1] == 2 * first
     for done in range(1, 30):
-        epochs_took(trainer, *[*[10] * first, 500, *[10] * 29][:done])
+        now = took(trainer, *[*[10] * first, 500, *[10] * 29][:done])
+        trainer.deadline = Deadline(now + 600, now + 500)
         assert keep_deadline(trainer) == (done == decided), done
-    lengthened = decided is not None
-    assert trainer.num_epochs == (decided + 45 if lengthened else 30)
+    assert trainer.num_epochs == (30 if decided is None else decided + 50)
     assert phase_boundaries(trainer) == boundaries
-    assert trainer.settings.planned_epochs == (30 if lengthened else None)
+    assert trainer.settings.planned_epochs == (None if decided is None else 30)
 
 
-def test_the_first_epoch_decides_nothing(tiny, clock):
+def test_the_first_epoch_decides_nothing(tiny, took):
     trainer = tiny.trainer("Supervised", num_epochs=10)
-    trainer.deadline = 1000.0
-    epochs_took(trainer, 500)
+    now = took(trainer, 500)
+    trainer.deadline = Deadline(now, now)
     assert not keep_deadline(trainer)
 
 
 @pytest.mark.parametrize("name", ["SelfTraining", "BCP"])
-def test_only_the_last_phase_is_shortened_and_no_boundary_moves(name, tiny, clock):
+def test_only_the_last_phase_is_shortened_and_no_boundary_moves(name, tiny, took):
     options = {"SelfTraining": {}, "BCP": {"pretrain_share": 2 / 3}}[name]
     trainer = tiny.trainer(name, num_epochs=30, **options)
-    trainer.deadline = 1000.0
     boundaries = phase_boundaries(trainer)
     assert boundaries[-1] == 40
     # predictions before the last phase are part of its first epoch
     for done, shortened in ((19, False), (20, False), (21, False), (22, True)):
-        epochs_took(trainer, *[*[10] * 20, 500, 10][:done])
+        now = took(trainer, *[*[10] * 20, 500, 10][:done])
+        trainer.deadline = Deadline(now, now)
         assert keep_deadline(trainer) == shortened, done
     assert trainer.num_epochs == 22
     assert phase_boundaries(trainer) == boundaries
@@ -294,10 +326,10 @@ def test_a_late_training_ends_early_and_whole(tiny, monkeypatch, capsys):
 
 
 def test_an_early_training_goes_on_longer(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(budget, "measure_costs", lambda trainer: Costs(step=0.4, start=0))
+    monkeypatch.setattr(budget, "measure_costs", lambda trainer: Costs(step=4, start=0))
     monkeypatch.setattr(deadline, "_epochs_in_time", lambda trainer, began: 13)
     command = ["901", "Supervised", "all", "-p", PLANS, "-device", "cpu", "--disable_memory_check"]
-    assert run_command("train", [*command, "--minutes", "0.8", "--set", "num_iterations_per_epoch=10"]) == 0
+    assert run_command("train", [*command, "--minutes", "8", "--set", "num_iterations_per_epoch=10"]) == 0
     assert "faster than timed: lengthened from 10 to 13 epochs" in capsys.readouterr().out
     (folder,) = Path(tiny.folder, "nnUNet_results").glob("*/Supervised__*/fold_all")
     assert read_model_checkpoint(folder / "checkpoint_final.pth")["current_epoch"] == 13

@@ -202,7 +202,7 @@ def test_the_choice_of_a_run_that_is_beginning_holds_for_the_others(tiny):
 
 def test_two_trainings_do_not_choose_at_the_same_time(tiny, capsys):
     with held_by_another(results()) as (other, _):
-        end = threading.Timer(1, other.kill)
+        end = threading.Timer(3, other.kill)
         end.start()
         run(request(seed=0))
         assert end.finished.is_set()

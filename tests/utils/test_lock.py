@@ -42,7 +42,7 @@ def test_a_killed_process_holds_nothing_though_its_worker_lives(tmp_path, holder
 
 
 def test_who_waits_is_told_and_goes_on(tmp_path, holder, capsys):
-    end = threading.Timer(1, holder[0].kill)
+    end = threading.Timer(3, holder[0].kill)
     end.start()
     with only_process(tmp_path, "registers labeled cases", wait=True):
         assert end.finished.is_set()
@@ -69,6 +69,34 @@ def test_the_lock_is_free_after_the_block(tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "new" / "folder")], capture_output=True, text=True, timeout=60
     )
     assert result.stdout == "in\n", result.stderr
+
+
+@pytest.fixture
+def of_another_user(tmp_path, monkeypatch):
+    """A lock file that may be read only, also for root, whom no file mode keeps out."""
+    file = tmp_path / LOCK_FILE
+    file.touch()
+
+    def refuse(path, mode="r", **options):
+        if Path(path) == file and mode != "r":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open(path, mode, **options)
+
+    monkeypatch.setattr("nnssl.utils.lock.open", refuse, raising=False)
+
+
+@pytest.mark.usefixtures("of_another_user")
+def test_a_lock_of_another_user(tmp_path, capsys):
+    assert not is_held(tmp_path)
+    with only_process(tmp_path, "chooses", wait=True):
+        assert "see to it that no other process chooses at the same time" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no right to write here"), only_process(tmp_path, "trains this run"):
+        pytest.fail("ran without lock")
+
+
+def test_what_is_no_folder_is_not_held(tmp_path):
+    (tmp_path / "fold_0.zip").touch()
+    assert not is_held(tmp_path / "fold_0.zip")
 
 
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ import torch
 from nnssl.dataloading.cases import NamedErrors
 from nnssl.dataloading.streams import PREFETCHED_BATCHES
 from nnssl.errors import UserError
-from nnssl.trainers.engine.deadline import RESERVE, phase_boundaries
+from nnssl.trainers.engine.deadline import Deadline, phase_boundaries
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.pipelines import unlabeled_images, worker_counts
 from nnssl.trainers.engine.recipe import total_steps
@@ -29,6 +29,8 @@ from nnssl.trainers.engine.validation import case_image, predict_logits, predict
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
 
+RESERVE = 0.1
+"""Share of the minutes that is left free, since the speed of machines varies."""
 STEPS_PER_EPOCH = 250
 EPOCHS = 20
 """At least, so that there are curves to be looked at: epochs of a short training have fewer steps."""
@@ -73,16 +75,21 @@ class Costs:
 
 @dataclass(frozen=True)
 class Budget:
-    """Length of a training, in words how it was found, and when its last step is due (``time.time``)."""
+    """Length of a training, in words how it was found, and when its last step is due and planned (``time.time``)."""
 
     epochs: int
     iterations_per_epoch: int
     explanation: str
-    deadline: float
+    due: float
+    planned: float
 
     @property
     def steps(self) -> int:
         return self.epochs * self.iterations_per_epoch
+
+    @property
+    def deadline(self) -> Deadline:
+        return Deadline(self.due, self.planned)
 
 
 def plan_budget(
@@ -114,12 +121,13 @@ def plan_budget(
             found=facts,
             fix=f"--minutes {math.ceil(needed)} or more, or a method that costs less (README, table of methods)",
         )
-    epochs = found // steps_per_epoch
+    epochs, due = found // steps_per_epoch, asked_at + 60 * minutes - costs.after
     return Budget(
         epochs,
         steps_per_epoch,
         f"{minutes:g} minutes: {facts}, {RESERVE:.0%} kept in reserve: {epochs} epochs of {steps_per_epoch} steps",
-        asked_at + 60 * minutes - costs.after,
+        due,
+        due - 60 * minutes * RESERVE,
     )
 
 

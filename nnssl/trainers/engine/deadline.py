@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,16 @@ if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
 
 
-RESERVE = 0.1
-"""Share of the time that is left free where a length is planned, since the speed of machines varies."""
 LENGTHENED_AFTER = 0.2
 """Share of the last phase after which its speed is known well enough."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When the last step is due, and when it was planned to be made, as ``time.time`` counts."""
+
+    due: float
+    planned: float
 
 
 def phase_boundaries(trainer: SemiSupervisedTrainer) -> list[int]:
@@ -48,24 +56,24 @@ def keep_deadline(trainer: SemiSupervisedTrainer) -> bool:
 
 
 def _epochs_in_time(trainer: SemiSupervisedTrainer, began: int) -> int:
-    """Epochs of the training for which there is time, by those of the phase that are done.
+    """Epochs of the training for which there is time, by those of the phase that are done, with what comes between.
 
     The first one does not count: workers start in it, networks are compiled, whole cases were predicted before.
     """
     assert trainer.deadline is not None
-    first = began // trainer.num_iterations_per_epoch + 1
-    starts, ends = (trainer.logger.get_value(f"epoch_{name}_timestamps", step=None) for name in ("start", "end"))
-    seconds = [end - start for start, end in zip(starts[first:], ends[first:], strict=True)]
+    first, now = began // trainer.num_iterations_per_epoch + 1, _now()
+    starts = [*trainer.logger.get_value("epoch_start_timestamps", step=None), now][first:]
+    seconds = [end - start for start, end in pairwise(starts)]
     if not seconds:
         return trainer.num_epochs
-    done, left = trainer.current_epoch + 1, (trainer.deadline - _now()) / statistics.median(seconds)
+    done, each = trainer.current_epoch + 1, statistics.median(seconds)
     scheduled = max(start for start in schedule_starts(trainer) if start <= began) // trainer.num_iterations_per_epoch
     early = len(seconds) == math.ceil(LENGTHENED_AFTER * (trainer.num_epochs - first))
     if early and trainer.settings.planned_epochs is None and done - scheduled < (trainer.num_epochs - scheduled) / 2:
-        longer = done + math.floor((1 - RESERVE) * left)
+        longer = done + math.floor((trainer.deadline.planned - now) / each)
         if longer > trainer.num_epochs:
             return longer
-    return min(trainer.num_epochs, done + max(0, math.floor(left)))
+    return min(trainer.num_epochs, done + max(0, math.floor((trainer.deadline.due - now) / each)))
 
 
 def _record(trainer: SemiSupervisedTrainer) -> None:
