@@ -28,6 +28,8 @@ EQUAL = "round_shares=(1,1)"
 REGISTERED = "initial_pseudo_labels=registration"
 # one training whose pseudo-labels, made by an average of its networks, are renewed twice
 ONE = ("rounds=3", "round_shares=(1,1,1)", "warm_start=True", "one_schedule=True", "ema_decay=0.99")
+# the same, whose pseudo-labels are made once, when two thirds of it are done
+LATE = ("rounds=2", "round_shares=(2,1)", *ONE[2:])
 CANDIDATES: dict[str, tuple[str, ...]] = {
     "rounds 1:2": (),
     "rounds 1:1": (EQUAL,),
@@ -43,6 +45,10 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "rounds 1:1:1 of one training, better half, then all, pseudo-labels not mirrored": (
         *ONE,
         "used_shares=(0.5,1)",
+        "mirrored_pseudo_labels=False",
+    ),
+    "rounds 2:1 of one training, pseudo-labels not mirrored": (
+        *LATE,
         "mirrored_pseudo_labels=False",
     ),
     "rounds 1:1, corresponding in the foreground box": (EQUAL, IN_BOX),
