@@ -134,6 +134,23 @@ def test_validation_cases_take_time(tiny):
         assert measure_costs(trainer).after > 0
 
 
+@pytest.mark.parametrize(("limit", "predictions"), [(5.0, 2), (0.3, 1)])
+def test_the_first_prediction_is_not_timed_unless_it_takes_long(limit, predictions, tiny, monkeypatch):
+    real, times = budget.predict_logits, []
+
+    def predict_logits(*arguments):
+        times.append(1.0 if not times else 0.0)
+        time.sleep(times[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(budget, "predict_logits", predict_logits)
+    monkeypatch.setattr(budget, "_PREDICTED_AGAIN", limit)
+    with trial(request("SelfTraining"), DEVICE) as trainer:
+        cases = measure_costs(trainer).between / (2 * len(trainer.split().unlabeled))
+    assert len(times) == predictions
+    assert (cases > 1) == (predictions == 1)
+
+
 def test_only_validation_cases_are_mirrored_where_pseudo_labels_are_not(tiny, monkeypatch):
     real, asked = budget.predictor_of, []
 
