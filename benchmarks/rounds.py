@@ -49,6 +49,11 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     ),
     "rounds 2:1 of one training, pseudo-labels not mirrored": (*LATE, "mirrored_pseudo_labels=False"),
     "rounds 2:1 of one training, pseudo-labels not mirrored, no average": (*LATE[:-1], "mirrored_pseudo_labels=False"),
+    "rounds 2:1 of one training, better half, pseudo-labels not mirrored, no average": (
+        *LATE[:-1],
+        "used_shares=(0.5,)",
+        "mirrored_pseudo_labels=False",
+    ),
     "rounds 1:1, corresponding in the foreground box": (EQUAL, IN_BOX),
     "registered labels, one round": (REGISTERED, "rounds=1"),
     "registered labels, one round, all pairs switched": (REGISTERED, "rounds=1", "switch_probability=1"),
