@@ -12,13 +12,20 @@ from collections.abc import Sequence
 
 from jobs import DataSet, Job, main
 from methods import CEILING, SWITCH
-from rounds import ONE
+from rounds import LATE, ONE
 from short_budgets import ACDC
 
 from nnssl.trainers.choosing import MOST_REGISTERED
 
 # rounds that are one training; pseudo-labels without mirrored copies, at first of the better half of the cases
 ONE_TRAINING = (*ONE, "used_shares=(0.5,1)", "mirrored_pseudo_labels=False")
+
+
+def settings(*overrides: str) -> list[str]:
+    """As flags of `nnssl_train`."""
+    return [word for setting in overrides for word in ("--set", setting)]
+
+
 # row: trainer, flags
 ROWS: dict[str, tuple[str, Sequence[str]]] = {
     "Supervised": ("Supervised", ()),
@@ -26,11 +33,12 @@ ROWS: dict[str, tuple[str, Sequence[str]]] = {
     "SelfTraining": ("SelfTraining", ()),
     "BCP": ("BCP", ()),
     "SwitchedSelfTraining": ("SwitchedSelfTraining", ()),
-    "SwitchedSelfTraining, one training": (
-        "SwitchedSelfTraining",
-        [word for setting in ONE_TRAINING for word in ("--set", setting)],
-    ),
+    "SwitchedSelfTraining, one training": ("SwitchedSelfTraining", settings(*ONE_TRAINING)),
 }
+# pseudo-labels that are made once, after two thirds of one training; with one class they lost on validation cases
+LATE_ROW = "SwitchedSelfTraining, late pseudo-labels"
+LATE_FLAGS = settings(*LATE, "mirrored_pseudo_labels=False")
+SEVERAL_CLASSES = ("hippocampus", "acdc_crop", "oasis35_2mm")
 # source: labeled cases, few and all; minutes; flags of nnssl_split
 SETS: dict[str, tuple[tuple[int, int], float, dict[str, tuple[str, ...]]]] = {
     "hippocampus": ((4, 160), 5, {}),
@@ -50,6 +58,9 @@ def jobs() -> list[Job]:
             every = DataSet(f"{source}_{cases}_timed", source, cases, **flags)
             for row, (trainer, words) in ROWS.items():
                 found.append(Job(row, few, trainer, draw, flags=tuple(words), table=table, minutes=minutes))
+            if source in SEVERAL_CLASSES:
+                trainer = "SwitchedSelfTraining"
+                found.append(Job(LATE_ROW, few, trainer, draw, flags=tuple(LATE_FLAGS), table=table, minutes=minutes))
             if labeled <= MOST_REGISTERED:
                 found.append(Job("auto", few, "auto", draw, table=table, minutes=minutes))
             found.append(Job(CEILING, every, "Supervised", draw, table=table, minutes=minutes))
