@@ -209,8 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--allow_suspicious",
         action="store_true",
-        help="go on although the check finds empty labels, constant images, the same image twice, or NaN: what is a "
-        "mistake most of the time, and sometimes meant",
+        help="go on although the check finds empty labels, constant images, the same image twice, an unlabeled "
+        "case that is a test case, or NaN: what is a mistake most of the time, and sometimes meant",
     )
     add("--no_pp", action="store_true", help="fingerprint and plans only, no preprocessing")
     add("--clean", action="store_true", help="extract the fingerprint and preprocess all cases again")

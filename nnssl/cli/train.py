@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "--atlas-augmentation",
         choices=("regional_switch", "none"),
         help="regional_switch: pairs of labeled cases exchange boxes at corresponding positions "
-        "(default: as the method demands, mostly none)",
+        "(default: that of the method, none for most)",
     )
     add("--epochs", type=int, help="number of epochs (default: 1000)")
     add("--iterations-per-epoch", type=int, help="steps per epoch (default: 250)")

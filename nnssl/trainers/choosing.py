@@ -81,7 +81,7 @@ RULES = (
         lambda s: s.cascaded,
         "Supervised",
         {},
-        "no other method trains one",
+        "only SwitchedSupervised trains one beside it, which has not been measured there",
     ),
     Rule(
         "patches in 2D",

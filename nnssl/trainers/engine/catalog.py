@@ -24,7 +24,7 @@ def table() -> str:
                 f">= {trainer.min_unlabeled}" if trainer.uses_unlabeled else "none",
                 "/".join(f"{d}D" for d in trainer.dimensions),
                 *("yes" if able else "no" for able in _abilities(trainer)),
-                f"x{trainer.memory_factor:.1f}",
+                f"x{trainer.memory_factor:g}",
                 trainer.status,
             )
         )
