@@ -12,6 +12,7 @@ from torch import nn
 
 from nnssl.errors import UserError
 from nnssl.networks.ensemble import Ensemble, member_numbers
+from nnssl.planners.plans_file import data_differences
 
 
 def managers(plans: dict, configuration: str, where: object) -> tuple[PlansManager, ConfigurationManager]:
@@ -25,6 +26,24 @@ def managers(plans: dict, configuration: str, where: object) -> tuple[PlansManag
             found=", ".join(plans_manager.available_configurations),
         )
     return plans_manager, plans_manager.get_configuration(configuration)
+
+
+def require_own_plan(checkpoint: Mapping[str, Any], plans: dict, where: object) -> None:
+    """``UserError`` if the network was trained on images that another plan prepares in another way.
+
+    The folds of a model share its plans.json, which the training that began last has written. Exported checkpoints
+    hold no plan of their own.
+    """
+    trained = checkpoint["init_args"].get("plans")
+    differing = trained and data_differences(trained, plans, checkpoint["init_args"]["configuration"])
+    if differing:
+        raise UserError(
+            "the fold was trained with another plan than that of its model, which a later training has replaced",
+            where=where,
+            found=f"another {', another '.join(differing)}",
+            fix="predict with the folds of the present plan (-f), train this one again (--overwrite), or put back the "
+            "plans.json that it was trained with: it is the entry plan of its run.json",
+        )
 
 
 def build_network(

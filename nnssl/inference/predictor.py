@@ -17,7 +17,7 @@ from torch import nn
 from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.inference.models import FINAL_CHECKPOINT, TrainedModel, open_model
-from nnssl.inference.network import build_network, load_weights, managers
+from nnssl.inference.network import build_network, load_weights, managers, require_own_plan
 from nnssl.inference.uncertainty import further_networks
 from nnssl.networks.ensemble import Ensemble
 from nnssl.networks.memory_format import layout_named, layout_of, set_memory_format
@@ -118,7 +118,9 @@ class Predictor(nnUNetPredictor):
             if len(model.folds) == 1 and keep_further:
                 further = further_networks(checkpoint)
             axes = tuple(checkpoint.get("inference_allowed_mirroring_axes") or ())
-            settings.append((checkpoint["trainer_name"], checkpoint["init_args"]["configuration"], axes))
+            configuration = checkpoint["init_args"]["configuration"]
+            require_own_plan(checkpoint, model.plans, file)
+            settings.append((checkpoint["trainer_name"], configuration, axes))
         if len(set(settings)) > 1:
             raise UserError(
                 "the folds were trained differently and cannot be averaged",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pydoc
 from collections.abc import Iterator
@@ -23,6 +24,15 @@ _CONFIGURATION_ENTRIES = (
     "normalization_schemes",
     "use_mask_for_norm",
 )
+_DATA_ENTRIES = (
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+)
+# they go by the image itself; all others may use the intensities of the training cases
+_OWN_INTENSITIES = ("ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
 # the second one is that of plans before nnU-Net 2.2, which it still reads
 _ARCHITECTURES = ("architecture", "UNet_class_name")
 
@@ -73,6 +83,26 @@ def refuse_foreign_code(plans: dict[str, Any], configuration: str, where: str | 
         found = pydoc.locate(name) or _moved(name)
         if not (isinstance(found, type) and issubclass(found, nn.Module) and _within(found.__module__, trusted)):
             raise UserError("the plans name a network, or a layer, that does not exist", where=Path(where), found=name)
+
+
+def data_differences(plans: dict[str, Any], other: dict[str, Any], configuration: str) -> list[str]:
+    """Entries by which networks of both plans see the same image in different ways, both with this configuration."""
+    facts, other_facts = _data_facts(plans, configuration), _data_facts(other, configuration)
+    return [name for name, value in facts.items() if value != other_facts[name]]
+
+
+def _data_facts(plans: dict[str, Any], configuration: str) -> dict[str, str]:
+    planned = _resolved(plans["configurations"], configuration)
+    properties = plans.get("foreground_intensity_properties_per_channel") or {}
+    intensities = {
+        channel: properties.get(str(channel))
+        for channel, scheme in enumerate(planned.get("normalization_schemes") or ())
+        if scheme not in _OWN_INTENSITIES
+    }
+    facts = {name: planned.get(name) for name in _DATA_ENTRIES}
+    facts |= {"transpose_forward": plans.get("transpose_forward"), "intensities of the training cases": intensities}
+    # tuples and lists are the same
+    return {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
 
 
 def _resolved(configurations: dict[str, Any], name: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Situation:
         unlabeled: number of unlabeled cases that may be used.
         steps: of the training.
         dimensions: of the patches, 2 or 3.
-        cascaded: whether it is the second stage of a cascade.
+        cascaded: whether it is a stage of a cascade, whose stages are trained by the same method.
         corresponding: whether they are of several patients, and the classes of these have a place in common.
         registrable: number of unlabeled cases to which there is time to register the labeled ones.
         steps_after_registration: of the training, where that is done in the same minutes.
@@ -77,11 +77,11 @@ class Choice:
 
 RULES = (
     Rule(
-        "the second stage of a cascade",
+        "a stage of a cascade",
         lambda s: s.cascaded,
         "Supervised",
         {},
-        "only SwitchedSupervised trains one beside it, which has not been measured there",
+        "of the others only SwitchedSupervised trains both stages, which has not been measured there",
     ),
     Rule(
         "patches in 2D",

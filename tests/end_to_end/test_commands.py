@@ -15,7 +15,7 @@ from nnssl.dataset.phantom import make_phantom_dataset
 from nnssl.errors import UserError
 from nnssl.inference.run import RECORD
 from nnssl.trainers import choosing
-from nnssl.trainers.engine import budget, registered_labels
+from nnssl.trainers.engine import budget, loop, registered_labels
 
 NAME = "Dataset007_Phantom"
 LABELED = 2
@@ -115,12 +115,30 @@ def test_a_scan_that_cannot_be_registered_is_left_out(planned, monkeypatch, caps
     assert "all cases failed" in capsys.readouterr().err
 
 
+def test_registration_that_would_take_all_minutes_is_refused_before_it_begins(planned, monkeypatch, capsys):
+    folder = planned / "nnUNet_preprocessed" / NAME / "registered_labels"
+    shutil.rmtree(folder, ignore_errors=True)
+    monkeypatch.setattr(registered_labels, "default_processes", lambda: 1)
+    # two labeled cases: 40 s for an unlabeled one, of which there are two
+    monkeypatch.setattr(registered_labels, "expected_seconds", lambda shape: 20.0)
+    flags = ["--minutes", "1", "--seed", "0", "-device", "cpu", "--overwrite"]
+    flags += ["--set", "initial_pseudo_labels=registration", "--set", "rounds=1"]
+    assert run("train", ["7", "SelfTraining", "all", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "about 1 minutes for 2 cases" in error
+    assert "--set registered_cases=1 or more --minutes" in error
+    assert not list(folder.glob("*/*.nii.gz"))
+
+
 def test_auto_registers_two_corresponding_cases_within_the_minutes(planned, monkeypatch, capsys):
     monkeypatch.setattr(choosing, "FEWEST_UNLABELED", 1)
     monkeypatch.setattr(choosing, "FEWEST_STEPS_REGISTERED", 1)
     monkeypatch.setattr(budget, "FEWEST_STEPS", 1)
     shutil.rmtree(planned / "nnUNet_preprocessed" / NAME / "registered_labels", ignore_errors=True)
-    budget_flags = ["--minutes", "0.5", "--seed", "0", "-device", "cpu", "--overwrite"]
+    # the minutes are for the registration; the training is short, however fast the machine is
+    monkeypatch.setattr(budget.Costs, "steps_within", lambda self, seconds: 4)
+    monkeypatch.setattr(loop, "keep_deadline", lambda trainer: False)
+    budget_flags = ["--minutes", "5", "--seed", "0", "-device", "cpu", "--overwrite"]
     assert run("train", ["7", "auto", "all", *budget_flags]) == 0
     out = capsys.readouterr().out
     assert "auto: SwitchedSelfTraining, initial_pseudo_labels=registration, rounds=1" in out

@@ -10,6 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.errors import UserError
 from nnssl.inference.predictor import Predictor
+from nnssl.utils.files import read_json, write_json
 from tests.inference.model_folders import change_checkpoint, write_model, write_scan
 from tests.support.tiny import Tiny
 
@@ -155,6 +156,17 @@ def test_plans_of_another_training(tmp_path):
     change_checkpoint(folder, init_args={"configuration": "3d_lowres"})
     with pytest.raises(UserError, match="does not belong to the checkpoint"):
         ours(folder)
+
+
+def test_plans_that_a_later_training_has_replaced(tmp_path):
+    folder = write_model(tmp_path)
+    plans = read_json(folder / "plans.json")
+    for configuration in plans["configurations"].values():
+        configuration["spacing"] = [2.0, 2.0, 2.0]
+    write_json(plans, folder / "plans.json")
+    with pytest.raises(UserError, match=r"another spacing") as found:
+        ours(folder)
+    assert str(folder / "fold_0" / "checkpoint_final.pth") in str(found.value)
 
 
 @pytest.mark.parametrize("step", [0, 1.5])

@@ -29,7 +29,7 @@ from nnssl.trainers.choosing import (
     Situation,
     choose,
 )
-from nnssl.trainers.engine import auto, budget
+from nnssl.trainers.engine import auto, budget, registered_labels
 from nnssl.trainers.engine.auto import situation_of, with_choice
 from nnssl.trainers.engine.request import TrainingRequest, requested_plan
 from nnssl.trainers.engine.run import run
@@ -274,11 +274,21 @@ def test_registration_needs_the_raw_data_and_time(tiny, monkeypatch):
         (raw / "imagesUn" / f"{image.stem}_0000.nii.gz").touch()
         image.with_suffix(".pkl").write_bytes(pickle.dumps({"shape_before_cropping": (10, 20, 30)}))
     assert registrable() == FEWEST_UNLABELED - 1
-    monkeypatch.setattr(auto, "default_processes", lambda: 4)
+    monkeypatch.setattr(registered_labels, "default_processes", lambda: 4)
     # a scan takes 162 s on one core
-    monkeypatch.setattr(auto, "expected_seconds", lambda shape: {(10, 20, 30): 162 / tiny.labeled}[shape])
+    monkeypatch.setattr(registered_labels, "expected_seconds", lambda shape: {(10, 20, 30): 162 / tiny.labeled}[shape])
     assert registrable(minutes=6) == 2
     assert situation_of(requested_plan(request()), "all", 600, minutes=6).steps_after_registration == 400
+    monkeypatch.setattr(auto.os, "access", lambda folder, mode: False)
+    assert registrable(minutes=6) == 0, "the masks could not be kept"
+
+
+@pytest.mark.parametrize("stage", ["previous_stage", "next_stage"])
+def test_stages_of_a_cascade_are_told(tiny, stage):
+    plan = requested_plan(request())
+    assert not situation_of(plan, "all", 2).cascaded
+    plan.plans["configurations"][tiny.configuration][stage] = "3d_other"
+    assert situation_of(plan, "all", 2).cascaded
 
 
 def test_auto_cannot_be_validated_before_it_was_trained(tiny):

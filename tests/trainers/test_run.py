@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nnssl.cli import run as run_command
+from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from tests.support.tiny import PLANS, Tiny
 
@@ -76,7 +77,77 @@ def test_a_trained_run_is_not_overwritten_unless_asked_for(tiny, capsys):
     assert _train("Supervised", "all", *BUDGET, "--overwrite") == 0
 
 
-def test_continuing_takes_the_settings_of_the_run(tiny, monkeypatch):
+def test_a_training_that_cannot_begin_leaves_the_finished_one(tiny, monkeypatch, capsys):
+    assert _train("Supervised", "all", *BUDGET) == 0
+    files = [_folder(tiny) / name for name in ("checkpoint_final.pth", "run.json")]
+    before = [file.read_bytes() for file in files]
+
+    def too_large(trainer):
+        raise UserError("does not fit")
+
+    monkeypatch.setattr("nnssl.trainers.base.check_memory", too_large)
+    assert _train("Supervised", "all", *BUDGET, "--overwrite") == 2
+    assert "does not fit" in capsys.readouterr().err
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_weights_of_the_run_itself_are_not_overwritten(tiny, capsys):
+    assert _train("Supervised", "all", *BUDGET) == 0
+    weights = _folder(tiny) / "checkpoint_final.pth"
+    assert _train("Supervised", "all", *BUDGET, "--overwrite", "-pretrained_weights", str(weights)) == 2
+    assert "copy them first" in capsys.readouterr().err
+    assert weights.is_file()
+
+
+def test_pretrained_weights_are_recorded_with_their_whole_path(tiny, monkeypatch):
+    assert _train("Supervised", "0", *BUDGET) == 0
+    weights = _folder(tiny, fold="0") / "checkpoint_final.pth"
+    monkeypatch.chdir(weights.parent)
+    assert _train("Supervised", "1", *BUDGET, "-pretrained_weights", weights.name) == 0
+    record = json.loads((_folder(tiny, fold="1") / "run.json").read_text())
+    assert record["settings"]["pretrained_weights"] == str(weights)
+
+
+def test_plans_of_finished_folds_are_not_replaced(tiny, capsys):
+    assert _train("Supervised", "0", *BUDGET) == 0
+    file = tiny.folder / "nnUNet_preprocessed" / "Dataset901_Tiny" / f"{PLANS}.json"
+    model = _folder(tiny).parent / "plans.json"
+    plans = json.loads(file.read_text())
+    # intensities of the training cases, by which no image of this plan is normalized
+    plans["foreground_intensity_properties_per_channel"] = {"0": {"mean": 7.0}}
+    file.write_text(json.dumps(plans))
+    assert _train("Supervised", "1", *BUDGET) == 0
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["CTNormalization"]
+    file.write_text(json.dumps(plans))
+    kept = model.read_bytes()
+    assert _train("Supervised", "all", *BUDGET) == 2
+    error = capsys.readouterr().err
+    assert "fold_0" in error
+    assert "another normalization_schemes, another intensities" in error
+    assert model.read_bytes() == kept
+    assert _train("Supervised", "1", "--c") == 2
+    assert "normalization_schemes of now" in capsys.readouterr().err
+
+
+def test_a_diverged_network_does_not_replace_the_last_good_checkpoint(tiny, monkeypatch, capsys):
+    from nnssl.trainers.base import SemiSupervisedTrainer
+
+    monkeypatch.setattr("nnssl.trainers.engine.loop.SAVE_EVERY_SECONDS", 0.0)
+    real = SemiSupervisedTrainer.train_step
+
+    def diverge(self, batch):
+        losses = real(self, batch)
+        return {name: loss * float("nan") for name, loss in losses.items()} if self.iteration == 3 else losses
+
+    monkeypatch.setattr(SemiSupervisedTrainer, "train_step", diverge)
+    flags = ("--epochs", "1", "--iterations-per-epoch", "9", "--seed", "1")
+    assert _train("Supervised", "all", *flags) == 2
+    assert "the loss is not finite" in capsys.readouterr().err
+    side = read_model_checkpoint(_folder(tiny) / "checkpoint_latest.pth")["semi_supervised"]
+    assert side["iteration"] == 2
+
+
+def test_continuing_takes_the_settings_of_the_run(tiny, monkeypatch, capsys):
     from nnssl.trainers.base import SemiSupervisedTrainer
 
     real = SemiSupervisedTrainer.train_step
@@ -103,7 +174,8 @@ def test_continuing_takes_the_settings_of_the_run(tiny, monkeypatch):
         )
     assert not stopped.value.code
     monkeypatch.setattr(SemiSupervisedTrainer, "train_step", real)
-    assert _train("Supervised", "all", "--c") == 0
+    assert _train("Supervised", "all", "--c", "--seed", "3", "--precision", "fp16", "--minutes", "5") == 0
+    assert "--minutes, --seed, --precision: as in the run that is continued" in capsys.readouterr().out
     side = read_model_checkpoint(_folder(tiny) / "checkpoint_final.pth")["semi_supervised"]
     assert side["iteration"] == 6
     assert side["settings"]["seed"] == 9
@@ -147,6 +219,8 @@ def test_validation_only(tiny, capsys):
         (("Supervised", "0", "--set", "consistency_weight=1"), "no hyper-parameter"),
         (("MeanTeacher", "0", "--set", "consistency_weight=high"), "wrong value"),
         (("Supervised", "0", "--epochs", "0"), "at least 1"),
+        (("Supervised", "0", "--set", "num_epochs=0"), "at least 1"),
+        (("Supervised", "0", "--seed", "-1"), "from 0 on"),
         (("Supervised", "0", "--set", "num_val_iterations_per_epoch=0"), "at least 1"),
         (("Supervised", "0", "--c", "--val"), "give one of them"),
         (("Supervised", "0", "--c", "-pretrained_weights", "x.pth"), "weights of its own"),

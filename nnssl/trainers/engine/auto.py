@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,30 +12,25 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnssl.dataloading.cases import unlabeled_folder, unlabeled_identifiers
-from nnssl.dataloading.properties import read_properties
-from nnssl.dataset.parallel import default_processes
 from nnssl.dataset.raw import RawDataset
 from nnssl.dataset.splits import SPLITS_FILE, load_fold
 from nnssl.errors import UserError
 from nnssl.inference.models import AUTO, auto_record
 from nnssl.preprocessing.fingerprint import FINGERPRINT_FILE, patients_of
-from nnssl.preprocessing.registration import expected_seconds
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.choosing import Situation, choose
 from nnssl.trainers.engine.budget import budget_of
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.record import RECORD
+from nnssl.trainers.engine.registered_labels import SHARE_OF_MINUTES, seconds_per_case
 from nnssl.trainers.engine.request import RequestedPlan, TrainingRequest, flags_of, requested_plan
 from nnssl.trainers.engine.settings import parse_overrides
 from nnssl.utils.files import read_json, write_json
 from nnssl.utils.lock import is_held
-from nnssl.utils.paths import results_folder
+from nnssl.utils.paths import preprocessed_folder, results_folder
 
 REGISTRATION_MINUTES = 60
 """For registration, at most, where the user names no minutes."""
-REGISTRATION_SHARE = 1 / 3
-"""Of the minutes that the user names."""
-_LOOKED_AT = 20
 
 _LENGTH = ("num_epochs", "num_iterations_per_epoch")
 
@@ -131,8 +126,8 @@ def situation_of(plan: RequestedPlan, fold: str, steps: int, minutes: float | No
         steps=steps,
         dimensions=len(planned["patch_size"]),
         registrable=_registrable(plan.dataset, unlabeled_folder(folder), unlabeled, labeled, minutes),
-        steps_after_registration=steps if minutes is None else int(steps * (1 - REGISTRATION_SHARE)),
-        cascaded=planned.get("previous_stage") is not None,
+        steps_after_registration=steps if minutes is None else int(steps * (1 - SHARE_OF_MINUTES)),
+        cascaded=any(planned.get(stage) is not None for stage in ("previous_stage", "next_stage")),
         corresponding=evidence.get("common_place", False) and patients > 1,
     )
 
@@ -140,8 +135,10 @@ def situation_of(plan: RequestedPlan, fold: str, steps: int, minutes: float | No
 def _registrable(dataset: str, folder: Path, unlabeled: list[str], labeled: int, minutes: float | None) -> int:
     """Unlabeled cases to which the labeled ones can be registered in the time that there is for it.
 
-    0 if the raw data set is not at hand, which registration needs.
+    0 if the raw data set is not at hand, which registration needs, or the masks cannot be kept.
     """
+    if not os.access(preprocessed_folder() / dataset, os.W_OK):
+        return 0
     try:
         raw = RawDataset.open(dataset)
     except UserError:
@@ -149,12 +146,8 @@ def _registrable(dataset: str, folder: Path, unlabeled: list[str], labeled: int,
     known = [case for case in unlabeled if case in raw.unlabeled]
     if not known:
         return 0
-    some = known[:: math.ceil(len(known) / _LOOKED_AT)]
-    each = statistics.median(
-        expected_seconds(read_properties(folder / f"{case}.pkl")["shape_before_cropping"]) for case in some
-    )
-    seconds = 60 * (REGISTRATION_MINUTES if minutes is None else minutes * REGISTRATION_SHARE)
-    return min(len(known), int(seconds * default_processes() / (labeled * each)))
+    seconds = 60 * (REGISTRATION_MINUTES if minutes is None else minutes * SHARE_OF_MINUTES)
+    return min(len(known), int(seconds / seconds_per_case(folder, known, labeled)))
 
 
 def _inherited(configurations: dict[str, Any], name: str) -> dict[str, Any]:

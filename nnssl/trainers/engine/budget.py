@@ -139,6 +139,8 @@ def budget_of(request: TrainingRequest, device: torch.device) -> Budget:
     assert minutes is not None
     print(f"Timing steps of {request.trainer} for a training of {minutes:g} minutes ...", flush=True)
     with contextlib.redirect_stdout(io.StringIO()), trial(request, device) as trainer:
+        end = request.asked_at + 60 * minutes
+        trainer.deadline = Deadline(end, end - 60 * minutes * RESERVE)
         costs = measure_costs(trainer)
     del trainer
     gc.collect()

@@ -14,6 +14,7 @@ from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.inference.network import load_weights
 from nnssl.networks.unwrap import unwrap
+from nnssl.planners.plans_file import data_differences
 from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.engine.settings import hyperparameters
 from nnssl.utils.files import atomic_path
@@ -124,8 +125,13 @@ def _refuse_other_run(trainer: SemiSupervisedTrainer, stored: dict[str, Any], wh
         "fold": (str(stored["fold"]), str(trainer.fold)),
         "spacing": (list(configuration.spacing), list(here.spacing)),
         "patch_size": (list(configuration.patch_size), list(here.patch_size)),
+        "batch_size": (configuration.batch_size, here.batch_size),
     }
     differing = {name: pair for name, pair in facts.items() if pair[0] != pair[1]}
+    if not differing:
+        # without their values, of which some are long
+        names = data_differences(stored["plans"], trainer.plans_manager.plans, trainer.configuration_name)
+        differing = dict.fromkeys(names, ("of before", "of now"))
     if differing:
         raise UserError(
             "the checkpoint is of another run or plan",

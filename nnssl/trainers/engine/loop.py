@@ -38,8 +38,10 @@ GO_ON, SAVE, STOP = range(3)
 LATEST, FINAL, BEST = "checkpoint_latest.pth", "checkpoint_final.pth", "checkpoint_best.pth"
 
 
-def train(trainer: SemiSupervisedTrainer) -> None:
+def train(trainer: SemiSupervisedTrainer, begin: Callable[[], None] = lambda: None) -> None:
     """Trains from where ``trainer`` stands to its last epoch.
+
+    ``begin`` is called before the first step, when all that can be wrong has been found.
 
     A stop request (SIGTERM, Ctrl-C, or a file ``stop`` in the run folder) saves ``checkpoint_latest.pth`` after the
     current step and ends the process with exit code 0. Several ranks stop together, whichever was asked to, one step
@@ -50,11 +52,12 @@ def train(trainer: SemiSupervisedTrainer) -> None:
     """
     trainer.on_train_start()
     folder = Path(trainer.output_folder)
-    if trainer.ranks.is_main:
-        for leftover in folder.rglob(".tmp_*"):
-            leftover.unlink()
     stop_file = folder / STOP_FILE if trainer.ranks.is_main else None
     try:
+        begin()
+        if trainer.ranks.is_main:
+            for leftover in folder.rglob(".tmp_*"):
+                leftover.unlink()
         with StopRequest(stop_file) as stop, _progress_bar(trainer) as bar:
             clock = _Clock()
             while trainer.current_epoch < trainer.num_epochs:
@@ -97,16 +100,10 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
         steps += 1
         bar.update()
     trainer.meter.average(trainer.ranks.mean)
+    _refuse_infinite(trainer)
     losses = trainer.meter.means()
     seconds, waited = time.monotonic() - began, sum(trainer.dataloader_train.waited.values())
     timing = {"step_seconds": seconds / max(steps, 1), "data_wait": waited / max(steps, 1)}
-    bad = not_finite(losses)
-    if bad:
-        raise UserError(
-            f"the loss is not finite: {', '.join(bad)}",
-            where=f"epoch {epoch} of {trainer.output_folder}",
-            fix="lower the learning rate (--set initial_lr=...), or train with --precision fp32",
-        )
     _save_or_stop(trainer, stop, clock)
     _validate_online(trainer)
     _close_epoch(trainer, losses, timing, bar)
@@ -141,6 +138,7 @@ def _start_phase(trainer: SemiSupervisedTrainer, stop: StopRequest, clock: _Cloc
     """Saves and begins a phase; the seconds that this took. A stop finds the checkpoint of before."""
     began = time.monotonic()
     trainer.meter.average(trainer.ranks.mean)
+    _refuse_infinite(trainer)
     _warn_of_unlearned(trainer)
     _save_latest(trainer, clock)
     if not begin_phase(trainer, lambda: bool(stop)):
@@ -289,9 +287,21 @@ def _save_or_stop(trainer: SemiSupervisedTrainer, stop: StopRequest, clock: _Clo
     if decision == GO_ON:
         return
     trainer.meter.average(trainer.ranks.mean)
+    _refuse_infinite(trainer)
     _save_latest(trainer, clock)
     if decision == STOP:
         _exit(trainer, stop)
+
+
+def _refuse_infinite(trainer: SemiSupervisedTrainer) -> None:
+    """``UserError`` if a loss of this epoch is not finite, so that the last good checkpoint stays."""
+    bad = not_finite(trainer.meter.means())
+    if bad:
+        raise UserError(
+            f"the loss is not finite: {', '.join(bad)}",
+            where=f"epoch {trainer.current_epoch} of {trainer.output_folder}",
+            fix="train anew (--overwrite) with a lower learning rate (--set initial_lr=...) or with --precision fp32",
+        )
 
 
 def _exit(trainer: SemiSupervisedTrainer, stop: StopRequest) -> NoReturn:

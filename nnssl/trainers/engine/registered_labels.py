@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Iterable
+import statistics
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnssl.dataloading.cases import unlabeled_folder
+from nnssl.dataloading.properties import read_properties
 from nnssl.dataset.parallel import default_processes
 from nnssl.dataset.raw import RawDataset
 from nnssl.errors import UserError
 from nnssl.inference.atlases import AtlasOptions, predict_by_atlases
+from nnssl.preprocessing.registration import expected_seconds
 from nnssl.utils.lock import only_process
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
+
+
+SHARE_OF_MINUTES = 1 / 3
+"""Of the minutes that a user names for a training, what registration may take where nothing else is said."""
+_LOOKED_AT = 20
+
+
+def seconds_per_case(folder: Path, cases: Sequence[str], labeled: int) -> float:
+    """Expected of registering so many labeled cases to an unlabeled one of ``cases``, preprocessed in ``folder``."""
+    some = cases[:: math.ceil(len(cases) / _LOOKED_AT)]
+    shapes = [read_properties(folder / f"{case}.pkl")["shape_before_cropping"] for case in some]
+    return labeled * statistics.median(map(expected_seconds, shapes)) / default_processes()
 
 
 def drawn_by_name(cases: Iterable[str], number: int) -> list[str]:
@@ -34,7 +52,8 @@ def registered_masks(trainer: SemiSupervisedTrainer, number: int) -> tuple[Path,
         The folder with the masks, and the cases whose masks it holds.
 
     Raises:
-        UserError: the raw data set or a labeled case is not there, or no scan could be registered.
+        UserError: the raw data set or a labeled case is not there, no scan could be registered, or, with a deadline,
+            there is no time for it.
     """
     raw = RawDataset.open(trainer.plans_manager.dataset_name)
     atlases = tuple(sorted(trainer.split().train))
@@ -60,6 +79,7 @@ def registered_masks(trainer: SemiSupervisedTrainer, number: int) -> tuple[Path,
             f"Initial pseudo-labels: {len(atlases)} labeled cases are registered to {len(cases) - len(done)} unlabeled "
             f"ones, {len(done)} have been done; see {folder}"
         )
+        _refuse_too_long(trainer, [case for case in cases if case not in done], len(atlases))
         scans = [file for case in cases if case not in done for file in raw.unlabeled[case]]
         if scans:
             try:
@@ -71,6 +91,22 @@ def registered_masks(trainer: SemiSupervisedTrainer, number: int) -> tuple[Path,
                     raise
                 trainer.print_to_log_file(f"WARNING: {len(cases) - len(done)} cases are left out: {error}")
     return folder, [case for case in cases if _mask(raw, folder, case).is_file()]
+
+
+def _refuse_too_long(trainer: SemiSupervisedTrainer, cases: list[str], labeled: int) -> None:
+    """``UserError`` before registering, if that would take all of the time that there is for the training."""
+    if trainer.deadline is None or not cases:
+        return
+    each = seconds_per_case(unlabeled_folder(Path(trainer.preprocessed_dataset_folder)), cases, labeled)
+    left = trainer.deadline.planned - time.time()
+    if each * len(cases) > left:
+        fitting = max(1, int(left * SHARE_OF_MINUTES / each))
+        raise UserError(
+            "there is no time to register the labeled cases to so many unlabeled ones",
+            expected=f"at most {left / 60:.0f} minutes",
+            found=f"about {each * len(cases) / 60:.0f} minutes for {len(cases)} cases",
+            fix=f"--set registered_cases={fitting} or more --minutes; masks that are made are kept",
+        )
 
 
 def _mask(raw: RawDataset, folder: Path, case: str) -> Path:

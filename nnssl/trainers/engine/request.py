@@ -73,6 +73,8 @@ def check_flags(request: TrainingRequest) -> None:
         raise UserError("--micro-batch must be at least 1", found=request.micro_batch)
     if request.preview_every is not None and request.preview_every < 0:
         raise UserError("--preview-every must be a number of epochs, or 0 for no pictures", found=request.preview_every)
+    if request.seed is not None and request.seed < 0:
+        raise UserError("--seed must be a whole number from 0 on", found=request.seed)
     if request.minutes is not None:
         if not 0 < request.minutes < float("inf"):
             raise UserError("--minutes must be a time above 0", found=f"{request.minutes:g}")
@@ -183,7 +185,8 @@ def settings_of(request: TrainingRequest) -> RunSettings:
         micro_batch=request.micro_batch,
         memory_check=not request.disable_memory_check,
         preview_every=request.preview_every,
-        pretrained_weights=request.pretrained_weights,
+        # rounds of self-training read them again, perhaps after the training was continued from another folder
+        pretrained_weights=request.pretrained_weights and os.path.abspath(request.pretrained_weights),
     )
 
 

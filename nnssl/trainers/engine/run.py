@@ -9,14 +9,15 @@ from pathlib import Path
 
 from nnssl.errors import UserError
 from nnssl.inference.models import AUTO
+from nnssl.planners.plans_file import data_differences
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine.auto import with_choice
 from nnssl.trainers.engine.budget import budget_of
 from nnssl.trainers.engine.distributed import current_ranks, joined, ranks_of_environment
 from nnssl.trainers.engine.launch import launch
-from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
+from nnssl.trainers.engine.loop import BEST, FINAL, LATEST, train
 from nnssl.trainers.engine.preview import FOLDER as PREVIEWS
-from nnssl.trainers.engine.record import record_run
+from nnssl.trainers.engine.record import RECORD, record_run
 from nnssl.trainers.engine.request import (
     TrainingRequest,
     build_trainer,
@@ -28,6 +29,7 @@ from nnssl.trainers.engine.request import (
     trainer_class_of,
 )
 from nnssl.trainers.engine.requirements import check_requirements
+from nnssl.utils.files import read_json
 from nnssl.utils.lock import only_process
 from nnssl.utils.paths import results_folder
 
@@ -71,16 +73,17 @@ def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer
     start = ranks.from_main(lambda: _checkpoint_to_load(request, folder))
     if start is not None:
         trainer.load_checkpoint(start)
+    if not request.only_validate:
+        _refuse_to_replace_plans(trainer)
+    if start is not None:
         # these do not change the result, and a training may go on where there is less memory
         trainer.settings.micro_batch = request.micro_batch or trainer.settings.micro_batch
         trainer.settings.memory_check = not request.disable_memory_check
         if request.preview_every is not None:
             trainer.settings.preview_every = request.preview_every
-        if request.minutes is not None or overrides_of(request, type(trainer)):
-            trainer.print_to_log_file(
-                "--set, --epochs, --iterations-per-epoch, --minutes and --atlas-augmentation are those of the "
-                "continued run"
-            )
+        ignored = _ignored_flags(request, trainer)
+        if ignored:
+            trainer.print_to_log_file(f"{', '.join(ignored)}: as in the run that is continued, not as given now")
     else:
         if request.minutes is not None:
             budget = budget_of(request, trainer.device)
@@ -88,22 +91,59 @@ def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer
             trainer.deadline = budget.deadline
             request = replace(request, epochs=budget.epochs, iterations_per_epoch=budget.iterations_per_epoch)
         trainer.configure(overrides_of(request, type(trainer)), settings_of(request))
-    if not request.only_validate and trainer.current_epoch < trainer.num_epochs:
+    if not request.only_validate and (start is None or trainer.current_epoch < trainer.num_epochs):
         check_requirements(trainer)
-        if not trainer.was_initialized:
-            trainer.initialize()
-        if ranks.is_main:
-            if start is None:
-                for name in (FINAL, LATEST):
-                    (folder / name).unlink(missing_ok=True)
-                shutil.rmtree(folder / PREVIEWS, ignore_errors=True)
-            record_run(trainer)
-        trainer.run_training()
+        train(trainer, begin=lambda: _begin(trainer, anew=start is None))
     # the rest is done by each on its own, and takes unequal times
     ranks.disconnect()
     if request.validate_best:
         trainer.load_checkpoint(str(folder / BEST))
     trainer.perform_actual_validation(request.save_probabilities)
+
+
+def _begin(trainer: SemiSupervisedTrainer, anew: bool) -> None:
+    """Writes ``run.json``; only now, when nothing speaks against the training, results of an earlier one go."""
+    if not trainer.ranks.is_main:
+        return
+    folder = Path(trainer.output_folder)
+    record_run(trainer)
+    if anew:
+        for name in (FINAL, LATEST):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / PREVIEWS, ignore_errors=True)
+
+
+def _ignored_flags(request: TrainingRequest, trainer: SemiSupervisedTrainer) -> list[str]:
+    """Flags that were given and cannot change a training that goes on."""
+    given, kept = settings_of(request), trainer.settings
+    flags = {
+        "--set, --epochs, --iterations-per-epoch, --atlas-augmentation": overrides_of(request, type(trainer)),
+        "--minutes": request.minutes is not None,
+        "--seed": given.seed not in (None, kept.seed),
+        "--deterministic": given.deterministic and not kept.deterministic,
+        "--precision": given.precision not in ("auto", kept.precision),
+        "--memory-format": given.memory_format not in ("auto", kept.memory_format),
+    }
+    return [flag for flag, ignored in flags.items() if ignored]
+
+
+def _refuse_to_replace_plans(trainer: SemiSupervisedTrainer) -> None:
+    """``UserError`` if finished folds beside this one predict with another plan, which the training would replace."""
+    own = Path(trainer.output_folder)
+    plans, configuration = trainer.plans_manager.plans, trainer.configuration_name
+    for fold in sorted(own.parent.glob("fold_*")):
+        record = fold / RECORD
+        if fold == own or not (fold / FINAL).is_file() or not record.is_file():
+            continue
+        differing = data_differences(read_json(record)["plan"], plans, configuration)
+        if differing:
+            raise UserError(
+                "a finished fold of this model was trained with another plan, and could no longer predict after this "
+                "training: the folds of a model share plans.json",
+                where=fold,
+                found=f"another {', another '.join(differing)}",
+                fix=f"keep it by choosing another nnUNet_results, or delete {own.parent} and train all folds anew",
+            )
 
 
 def _checkpoint_to_load(request: TrainingRequest, folder: Path) -> str | None:
@@ -118,6 +158,11 @@ def _checkpoint_to_load(request: TrainingRequest, folder: Path) -> str | None:
         if not existing:
             print(f"There is no checkpoint to continue from in {folder}: starting a new training.")
         return str(existing[0]) if existing else None
+    weights = request.pretrained_weights
+    if weights and Path(weights).resolve().parent == folder.resolve():
+        raise UserError(
+            "the pretrained weights are of the run that this training replaces", where=weights, fix="copy them first"
+        )
     if existing and not request.overwrite:
         raise UserError(
             "this run has been trained before",
