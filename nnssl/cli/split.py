@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
         labels_file=args.labels,
         num_processes=args.np or default_num_processes,
     )
-    groups = source_groups(source.location, source.images, args.groups, args.group_regex)
+    groups = source_groups(source.location, source.images, args.groups, args.group_regex, source.left_out)
     budget = plan_budget(
         source,
         labeled=args.labeled,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from nnssl.utils.paths import raw_folder
 
 MADE_BY = "nnssl_split"
 HIDDEN_LABELS_FILE = "hidden_labels.json"
+_HIDDEN_PARTS = ("unlabeled", "test")
 _NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
@@ -60,10 +61,11 @@ def make_budget_dataset(
     folders is named: it gets ``unlabeled/<case>`` and ``test/<case>``, to evaluate against.
 
     ``UserError`` if the data set, its id or a filled ``hidden_labels`` folder exists (``overwrite`` replaces those
-    that ``nnssl_split`` made, and no others).
+    that ``nnssl_split`` made, and no others), or if the source lies in what would be replaced.
     """
     folder = _target_folder(dataset_id, name, overwrite)
     hidden = None if hidden_labels is None else _hidden_folder(Path(hidden_labels), overwrite)
+    _refuse_own_source(source, [folder] if hidden is None else [folder, *(hidden / part for part in _HIDDEN_PARTS)])
     building = folder.with_name(f".tmp_{folder.name}_{os.getpid()}")
     building.mkdir(parents=True)
     try:
@@ -76,7 +78,7 @@ def make_budget_dataset(
         shutil.rmtree(building, ignore_errors=True)
         raise
     remarks = list(source.remarks)
-    parts = {"unlabeled": budget.unlabeled, "test": budget.test}
+    parts = dict(zip(_HIDDEN_PARTS, (budget.unlabeled, budget.test), strict=True))
     with_label = {part: [case for case in cases if case in source.labels] for part, cases in parts.items()}
     if hidden is not None:
         _write_hidden_labels(source, with_label, hidden, folder.name, copy)
@@ -135,6 +137,32 @@ def _hidden_folder(folder: Path, overwrite: bool) -> Path:
             fix = "choose another folder" + (" or pass --overwrite" if made_by_us else "")
             raise UserError("the folder for hidden labels is not empty", where=folder, fix=fix)
     return folder
+
+
+def _refuse_own_source(source: Source, replaced: Iterable[Path]) -> None:
+    """``UserError`` if a file of the source, or a link on the way to it, would be deleted with a folder of before."""
+    folders = [folder.resolve() for folder in replaced if folder.exists()]
+    files = [file for images in source.images.values() for file in images] + list(source.labels.values())
+    for file in [source.location.resolve(), *map(Path, files)] if folders else []:
+        for folder in folders:
+            if any(place.is_relative_to(folder) for place in _way_to(file)):
+                raise UserError(
+                    "a data set cannot be made from itself: the source lies in what would be overwritten",
+                    where=folder,
+                    found=file,
+                    fix="choose another id and name, or another folder for hidden labels",
+                )
+
+
+def _way_to(file: Path) -> Iterator[Path]:
+    """The file and, if it is a link, what it leads over and to; folders resolved."""
+    place = file.absolute()
+    while True:
+        place = place.parent.resolve() / place.name
+        yield place
+        if not (place.is_symlink() and place.exists()):
+            return
+        place = place.parent / place.readlink()
 
 
 def _write_hidden_labels(

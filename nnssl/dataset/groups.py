@@ -72,14 +72,25 @@ def groups_from_regex(cases: Iterable[str], pattern: str) -> dict[str, str]:
 
 
 def source_groups(
-    folder: Path, cases: Iterable[str], groups_file: str | Path | None = None, pattern: str | None = None
+    folder: Path,
+    cases: Iterable[str],
+    groups_file: str | Path | None = None,
+    pattern: str | None = None,
+    left_out: Iterable[str] = (),
 ) -> dict[str, str] | None:
-    """Groups of ``cases`` by a regular expression or a file, or else by the ``groups.json`` of ``folder``, if any."""
+    """Groups of ``cases`` by a regular expression or a file, or else by the ``groups.json`` of ``folder``, if any.
+
+    A file may name cases that are ``left_out``, too.
+    """
     if pattern is not None:
         return groups_from_regex(cases, pattern)
     if groups_file is None and (folder / GROUPS_FILE).is_file():
         groups_file = folder / GROUPS_FILE
-    return None if groups_file is None else read_groups(groups_file, cases)
+    if groups_file is None:
+        return None
+    left_out = set(left_out)
+    groups = read_groups(groups_file, {*cases, *left_out})
+    return {case: group for case, group in groups.items() if case not in left_out}
 
 
 def group_cases(cases: Iterable[str], groups: Mapping[str, str] | None) -> list[list[str]]:

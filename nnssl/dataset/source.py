@@ -28,7 +28,8 @@ class Source:
     ``images`` has every case, ``labels`` those with a label file. ``pool`` are the cases to draw from (all have a
     label), ``test`` those of the source's own test part, ``unlabeled`` those that never had a label. ``dataset_json``
     lacks only ``numTraining``. ``label_map`` translates label values that nnU-Net does not take (masks of 0 and 255);
-    None: the files are used as they are. ``remarks`` are sentences for the user.
+    None: the files are used as they are. ``remarks`` are sentences for the user. ``left_out`` are further cases that
+    play no part.
     """
 
     location: Path
@@ -41,6 +42,7 @@ class Source:
     reader_class: type
     label_map: dict[int, int] | None = None
     remarks: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 def open_source(
@@ -139,9 +141,12 @@ def _from_folder(
         "labels": declared,
         "file_ending": ending,
     }
+    left_out = sorted(set(images) - {*pool, *test})
     images = {case: images[case] for case in [*pool, *test]} | unlabeled
     labels = {case: labels[case] for case in [*pool, *test]}
-    return Source(folder, description, images, labels, pool, test, list(unlabeled), reader, label_map, remarks)
+    return Source(
+        folder, description, images, labels, pool, test, list(unlabeled), reader, label_map, remarks, left_out
+    )
 
 
 def _common_ending(folder: Path) -> str:

@@ -93,7 +93,13 @@ def load_fold(
     if not path.is_file():
         if len(labeled) < 2:
             raise UserError(f"there is no fold {fold}: one labeled case leaves none to validate on", fix="use fold all")
-        raise UserError("no folds yet", where=path, fix="run nnssl_plan_and_preprocess, or use fold all")
+        raise UserError(
+            f"there is no fold {fold}: no folds were made",
+            where=path,
+            expected="labeled cases of at least two patients (groups): one case or patient leaves none to validate on",
+            found=f"{len(labeled)} labeled cases",
+            fix="use fold all, or, if they are of several patients, run nnssl_plan_and_preprocess",
+        )
     splits = _read_splits(path)
     if int(fold) >= len(splits):
         raise UserError(

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,20 @@ from nnssl.inference.network import build_network, load_weights, managers
 from nnssl.networks.ensemble import member_numbers
 from nnssl.planners.plans_file import refuse_foreign_code
 from nnssl.trainers.registry import get_trainer
-from nnssl.utils.files import write_json
+from nnssl.utils.files import read_json, write_json
 
 STOCK_TRAINER = "nnUNetTrainer"
+
+# all else may name cases, patients and folders of whoever trained the model ("dataset", "training", "provenance")
+_NEEDED = ("channel_names", "modality", "labels", "regions_class_order", "file_ending", "overwrite_image_reader_writer")
+_CREDITS = ("name", "description", "reference", "citation", "release", "license", "licence", "converted_by")
+_DATASET = (*_NEEDED, "numTraining", *_CREDITS)
+_FINGERPRINT = (
+    "spacings",
+    "shapes_after_crop",
+    "median_relative_size_after_cropping",
+    "foreground_intensity_properties_per_channel",
+)
 
 
 def export_model(
@@ -35,7 +47,7 @@ def export_model(
 
     A folder serves ``nnUNetv2_predict_from_modelfolder -m``; a zip file is installed with
     ``nnUNetv2_install_pretrained_model_from_zip`` and serves ``nnUNetv2_predict``. Optimizer, log and everything else
-    that only training needs stay out, and so do the file names of the training cases.
+    that only training needs stay out, and so do the names and files of the training cases.
 
     Args:
         model: the model and its folds.
@@ -88,11 +100,14 @@ def _write_folder(model: TrainedModel, folder: Path, trust_checkpoint: bool) -> 
         (folder / f"fold_{fold}").mkdir()
         torch.save(_stock_checkpoint(checkpoint), folder / f"fold_{fold}" / FINAL_CHECKPOINT)
     write_json(plans, folder / "plans.json")
-    # an explicit list of training files names folders and patients of whoever trained the model
-    write_json({key: value for key, value in dataset_json.items() if key != "dataset"}, folder / "dataset.json")
+    write_json(_only(_DATASET, dataset_json), folder / "dataset.json")
     fingerprint = model.folder / "dataset_fingerprint.json"
     if fingerprint.is_file():
-        shutil.copyfile(fingerprint, folder / fingerprint.name)
+        write_json(_only(_FINGERPRINT, read_json(fingerprint)), folder / fingerprint.name)
+
+
+def _only(entries: Sequence[str], content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name in entries}
 
 
 def check_stock_can_predict(

@@ -156,11 +156,16 @@ def require_preprocessed(plans: dict[str, Any], configuration: str, dataset_json
 def refuse_unusable_cases(raw: RawDataset) -> None:
     """``UserError`` if there is no labeled case, or if names of cases would collide in the preprocessed folders.
 
-    nnU-Net drops a case called ``<x>_seg`` from training without a word, taking it for the segmentation of ``<x>``.
+    A case called ``<x>_seg`` would be dropped from training without a word, taken for the segmentation of ``<x>``.
     """
     if not raw.labeled:
         raise UserError("no labeled case", where=raw.folder, expected="images in imagesTr and their labels in labelsTr")
-    for folder, cases, suffix in (("imagesTr", raw.labeled, "_seg"), ("imagesUn", raw.unlabeled, MASK_SUFFIX)):
+    reserved = (
+        ("imagesTr", raw.labeled, "_seg"),
+        ("imagesUn", raw.unlabeled, "_seg"),
+        ("imagesUn", raw.unlabeled, MASK_SUFFIX),
+    )
+    for folder, cases, suffix in reserved:
         for case in cases:
             if case.endswith(suffix):
                 raise UserError(

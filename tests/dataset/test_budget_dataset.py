@@ -203,6 +203,57 @@ def test_existing_data_sets_are_kept(folders):
     assert all_files(folders / "raw" / "Dataset008_Own") == before
 
 
+def refused_as_own_source(folders, **options):
+    before = {file: (folders / file).exists() for file in all_files(folders)}
+    with pytest.raises(UserError, match="cannot be made from itself"):
+        make(folders, overwrite=True, **options)
+    assert {file: (folders / file).exists() for file in all_files(folders)} == before
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_data_set_is_not_made_from_itself(folders, copy):
+    make(folders, copy=True)
+    refused_as_own_source(folders, source=open_source("5"), draw={"labeled": 1}, copy=copy)
+
+
+def test_nor_from_links_to_it(folders):
+    make(folders, copy=True)
+    make(folders, source=open_source("5"), draw={"labeled": 1}, dataset_id=6, name="Fewer")
+    refused_as_own_source(folders, source=open_source("6"), draw={"labeled": 1})
+
+
+def test_nor_from_links_to_its_links(folders):
+    _, made = make(folders)
+    (folders / "mine").mkdir()
+    for part in ("images", "labels"):
+        (folders / "mine" / part).mkdir()
+        for file in (made.folder / f"{part}Tr").iterdir():
+            (folders / "mine" / part / file.name).symlink_to(file)
+    source = open_source(folders / "mine", channel_names=["MRI"], num_processes=1)
+    refused_as_own_source(folders, source=source, draw={"labeled": 1})
+    make(folders, source=source, draw={"labeled": 1}, dataset_id=6, name="Other", overwrite=True)
+
+
+def test_nor_from_labels_that_were_written_anew(folders):
+    source = open_source(make_png_source(folders / "png", values=(0, 255)), num_processes=1)
+    _, made = make(folders, source=source, draw={"labeled": 2})
+    (folders / "mine").mkdir()
+    (folders / "mine" / "images").symlink_to(folders / "png" / "images")
+    (folders / "mine" / "labels").symlink_to(made.folder / "labelsTr")
+    refused_as_own_source(folders, source=open_source(folders / "mine", num_processes=1), draw={"labeled": 1})
+
+
+def test_hidden_labels_are_not_replaced_by_themselves(folders):
+    budget, _ = make(folders, copy=True, hidden_labels=folders / "hidden")
+    for case in budget.unlabeled:
+        write_volume(folders / "mine" / "images" / f"{case}.nii.gz", voxels(0))
+    (folders / "mine" / "labels").symlink_to(folders / "hidden" / "unlabeled")
+    source = open_source(folders / "mine", channel_names=["MRI"], num_processes=1)
+    new = {"source": source, "draw": {"labeled": 1}, "dataset_id": 6, "name": "Second"}
+    refused_as_own_source(folders, hidden_labels=folders / "hidden", **new)
+    make(folders, hidden_labels=folders / "others", **new)
+
+
 def test_overwriting_tells_what_is_stale(folders):
     make(folders)
     (folders / "preprocessed" / "Dataset005_Few").mkdir(parents=True)

@@ -70,6 +70,15 @@ def test_a_pattern_or_a_named_file_comes_before_the_file_of_the_folder(tmp_path)
     assert source_groups(tmp_path, ["a1"], None, r"([a-z])") == {"a1": "a"}
 
 
+def test_a_file_may_name_cases_that_are_left_out(tmp_path):
+    (tmp_path / "groups.json").write_text('{"a1": "a", "a2": "a", "b1": "b"}')
+    assert source_groups(tmp_path, ["a1", "b1"], left_out=["a2"]) == {"a1": "a", "b1": "b"}
+    # a pattern need not match them
+    assert source_groups(tmp_path, ["a1"], None, r"([a-z])", left_out=["0"]) == {"a1": "a"}
+    with pytest.raises(UserError, match=r"(?s)do not exist.*b1"):
+        source_groups(tmp_path, ["a1"], left_out=["a2"])
+
+
 def test_name_some():
     assert name_some("abc") == "a, b, c"
     assert name_some("abcdef", limit=2) == "a, b and 4 more"

@@ -78,6 +78,7 @@ def test_cases_outside_the_split_are_left_out_and_told(tmp_path):
     (tmp_path / "split.json").write_text(json.dumps({"train": ["a"], "test": ["t"]}))
     source = open_folder(tmp_path)
     assert (list(source.images), list(source.labels)) == (["a", "t"], ["a", "t"])
+    assert source.left_out == ["b"]
     assert "1 case(s) are neither train nor test" in source.remarks[0]
 
 

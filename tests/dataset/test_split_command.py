@@ -50,6 +50,20 @@ def test_makes_a_data_set_and_tells(folders, capsys):
     assert len({case[:2] for case in provenance["labeled"]}) == 1
 
 
+def test_groups_of_cases_that_the_split_leaves_out(folders, capsys):
+    source = make_source(folders / "source", ["c1", "c2", "c3", "c4"], ["t1"])
+    (source / "split.json").write_text(json.dumps({"train": ["c1", "c2", "c3"], "test": ["t1"]}))
+    groups = {"c1": "p", "c2": "p", "c3": "q", "c4": "q", "t1": "t"}
+    (source / "groups.json").write_text(json.dumps(groups))
+    assert split(source, "-d", 12, "-n", "Few", "--labeled", 1, "--channel-names", "MRI") == 0
+    assert "1 case(s) are neither train nor test" in capsys.readouterr().out
+    handed_on = json.loads((RawDataset.open(12).folder / "groups.json").read_text())
+    assert handed_on == {case: group for case, group in groups.items() if case != "c4"}
+    (source / "groups.json").write_text(json.dumps(groups | {"c5": "q"}))
+    assert split(source, "-d", 13, "-n", "Few", "--labeled", 1, "--channel-names", "MRI") == 2
+    assert "c5" in capsys.readouterr().err
+
+
 def test_mistakes_end_with_a_sentence(folders, capsys):
     assert split(folders / "nothing", "-d", 1, "-n", "X", "--labeled", 2) == 2
     assert "not a source of labeled cases" in capsys.readouterr().err

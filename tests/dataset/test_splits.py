@@ -112,6 +112,14 @@ def test_no_file(tmp_path, labeled, fix):
         load_fold(tmp_path / "splits_final.json", 0, labeled, [])
 
 
+def test_cases_of_one_group_have_no_folds_and_the_error_says_why(raw_folder, tmp_path):
+    labeled = ["lab_0", "lab_1", "lab_2"]
+    told = ensure(raw_folder, tmp_path, dict.fromkeys(labeled, "p"))
+    assert "train with fold all" in told[0]
+    with pytest.raises(UserError, match=r"(?s)patient leaves none to validate on.*use fold all"):
+        load_fold(tmp_path / "preprocessed" / "splits_final.json", 0, labeled, [])
+
+
 INVALID = {
     "not JSON": ("[", "not valid JSON"),
     "object": ({"train": ["a"], "val": ["b"]}, "not a list"),

@@ -13,6 +13,7 @@ from nnssl.errors import UserError
 from nnssl.inference.export import export_model
 from nnssl.inference.models import find_model, open_model
 from nnssl.inference.predictor import Predictor
+from nnssl.utils.files import write_json
 from tests.inference.model_folders import change_checkpoint, write_model
 from tests.support.tiny import Tiny, save_model
 
@@ -109,6 +110,45 @@ def test_only_what_predicts_is_exported(tmp_path, use_trainer):
         "plans.json",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Dataset901_Tiny", "out"]
+
+
+def test_no_exported_file_names_a_case(tmp_path, use_trainer):
+    use_trainer(nnUNetTrainer)
+    folder = write_model(tmp_path, **MEAN_TEACHER)
+    description = json.loads((folder / "dataset.json").read_text()) | {"name": "Hearts", "licence": "CC-BY"}
+    cases = {
+        "dataset": {"patient_7": {"images": ["a.nii.gz"], "label": "a.nii.gz"}},
+        "training": [{"image": "imagesTr/patient_7.nii.gz"}],
+        "provenance": {"source": "/home/patient_7", "labeled": ["patient_7"]},
+    }
+    write_json(description | cases, folder / "dataset.json")
+    stock = {
+        "spacings": [[1.0, 1.0, 1.0]],
+        "shapes_after_crop": [[9, 9, 9]],
+        "median_relative_size_after_cropping": 1.0,
+        "foreground_intensity_properties_per_channel": {"0": {"mean": 1.0}},
+    }
+    ours = {
+        "class_places": {"boxes": {"patient_7": [[0.0, 1.0]] * 3}, "reference": "patient_7"},
+        "provenance": {"groups": {"patient_7": "p"}, "labeled": {"patient_7": {}}},
+    }
+    write_json(stock | ours, folder / "dataset_fingerprint.json")
+    for fold in (0, 1):
+        arguments = {"configuration": "3d_fullres", "fold": fold, "dataset_json": description | cases}
+        change_checkpoint(folder, fold, init_args=arguments, semi_supervised={"chosen": ["patient_7"]})
+    written = export_model(open_model(folder), tmp_path / "out")
+    naming = {path for path in tmp_path.rglob("*") if path.is_file() and b"patient_7" in path.read_bytes()}
+    assert naming == {
+        folder / name
+        for name in (
+            "dataset.json",
+            "dataset_fingerprint.json",
+            "fold_0/checkpoint_final.pth",
+            "fold_1/checkpoint_final.pth",
+        )
+    }
+    assert json.loads((written / "dataset.json").read_text()) == description
+    assert json.loads((written / "dataset_fingerprint.json").read_text()) == stock
 
 
 def test_a_chosen_checkpoint_becomes_the_final_one(tmp_path):

@@ -321,7 +321,14 @@ def test_workers_make_the_same_as_one_process(raw_root):
         np.testing.assert_array_equal(blosc2.open(str(products("_unlabeled") / name), mode="r")[:], array)
 
 
-@pytest.mark.parametrize(("old", "new"), [("imagesTr/l0", "imagesTr/l1_seg"), ("imagesUn/u0", "imagesUn/u1_mask")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("imagesTr/l0", "imagesTr/l1_seg"),
+        ("imagesUn/u0", "imagesUn/u1_mask"),
+        ("imagesUn/u0", "imagesUn/u1_seg"),
+    ],
+)
 def test_reserved_names_are_refused(raw_root, old, new):
     folder = write_dataset(raw_root)
     plans = plan(folder)
