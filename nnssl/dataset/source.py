@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,10 +220,11 @@ def _read_split(folder: Path, images: dict[str, list[str]]) -> tuple[list[str], 
     if not isinstance(train, list) or not isinstance(test, list):
         raise UserError("split file lacks its lists", where=path, expected='{"train": [cases], "test": [cases]}')
     unknown = sorted({str(case) for case in [*train, *test]} - set(images))
-    both = sorted(set(train) & set(test))
-    if unknown or both:
-        problem = "cases without image" if unknown else "cases both in train and test"
-        raise UserError(f"split file names {problem}", where=path, found=name_some(unknown or both))
+    named = Counter(map(str, [*train, *test]))
+    twice = sorted(case for case, times in named.items() if times > 1)
+    if unknown or twice:
+        problem = "cases without image" if unknown else "cases twice"
+        raise UserError(f"split file names {problem}", where=path, found=name_some(unknown or twice))
     left_out = len(images) - len(train) - len(test)
     remarks = [f"{left_out} case(s) are neither train nor test in {path} and left out."] if left_out else []
     return sorted(train), sorted(test), remarks

@@ -171,11 +171,12 @@ SPOILED = {
     "broken label": (lambda d: (d / "labels" / "a.nii.gz").write_bytes(b""), {}, "0 bytes"),
     "broken image": (lambda d: (d / "images" / "a.nii.gz").write_bytes(b"x"), {}, "no reader"),
     "split without lists": (lambda d: (d / "split.json").write_text('{"test": ["a"]}'), {}, "lacks its lists"),
+    "split that repeats": (lambda d: (d / "split.json").write_text('{"train": ["a", "a"]}'), {}, "cases twice"),
     "split of ghosts": (lambda d: (d / "split.json").write_text('{"train": ["z"]}'), {}, "cases without image"),
     "split overlaps": (
         lambda d: (d / "split.json").write_text('{"train": ["a"], "test": ["a"]}'),
         {},
-        "both in train and test",
+        "cases twice",
     ),
     "invalid labels file": (lambda d: (d / "labels.json").write_text('{"0": "background"}'), {}, "turn name and value"),
 }
