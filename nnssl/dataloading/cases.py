@@ -62,6 +62,22 @@ def open_memory_mapped(path: Path) -> Any:
     return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mapping)
 
 
+def has_first_stage_mask(folder: str | os.PathLike[str], case: str) -> bool:
+    """Whether the first stage of a cascade has predicted a case into its ``predicted_next_stage/<stage>`` folder."""
+    return any(Path(folder, case + ending).is_file() for ending in (".b2nd", ".npy", ".npz"))
+
+
+def how_to_make_first_stage_masks(folder: str | os.PathLike[str]) -> str:
+    """What to run so that such a folder is filled, by the names that nnU-Net gave the folders above it."""
+    run = Path(folder).parents[1]
+    trainer, _, rest = run.name.partition("__")
+    plans, _, configuration = rest.rpartition("__")
+    return (
+        f"nnssl_train {run.parent.name} {trainer} FOLD -c {configuration} -p {plans} for every fold by its number, "
+        "with --val where that is trained already: each predicts the cases that it validates on"
+    )
+
+
 class UnreadableCase(UserError, RuntimeError):
     """A preprocessed case cannot be read. One line, so that it can be told from the traceback of a worker process."""
 
@@ -84,6 +100,12 @@ class NamedErrors:
         try:
             return self._cases.load_case(identifier)
         except Exception as error:
+            first_stage = getattr(self._cases, "folder_with_segs_from_previous_stage", None)
+            if first_stage is not None and not has_first_stage_mask(first_stage, identifier):
+                raise UnreadableCase(
+                    f"the first stage of the cascade has not predicted case {identifier} (nothing in {first_stage}); "
+                    f"run {how_to_make_first_stage_masks(first_stage)}"
+                ) from error
             raise UnreadableCase(
                 f"preprocessed case {identifier} cannot be read ({type(error).__name__}: {error}); "
                 "run nnssl_plan_and_preprocess again: it makes only what is missing or changed"

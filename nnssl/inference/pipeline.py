@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnssl.errors import UserError
 from nnssl.inference.cases import InputCase
-from nnssl.inference.workers import Result, export_case, preprocess_case, worker_pool
+from nnssl.inference.workers import CaseQueue, WorkerKilled, export_case, most_open, preprocess_case, worker_pool
 
 if TYPE_CHECKING:
     from nnssl.inference.predictor import Predictor
+
+_FEWER_PROCESSES = "use fewer processes (-npp 1 -nps 1, or 0 for none) and --continue_prediction"
 
 
 class CasePipeline:
@@ -70,71 +69,59 @@ class CasePipeline:
             UserError: if a background process was killed.
         """
         preparing, writing = self._number_of_workers(len(cases))
-        # a network that is faster than the disk must not fill the memory with logits
-        most_open_exports = writing + 2 if writing else 0
-        exported: deque[tuple[InputCase, Result]] = deque()
         with worker_pool(preparing) as preprocess, worker_pool(writing) as export:
-            for number, (case, prepared) in enumerate(self._prepared(cases, preprocess, preparing), start=1):
+            coming = CaseQueue(preprocess, "preprocessing", _FEWER_PROCESSES)
+            exports = CaseQueue(export, "the export", _FEWER_PROCESSES)
+            for number, (case, prepared) in enumerate(self._prepared(cases, coming, preparing), start=1):
                 if self.progress:
-                    print(f"{case.name} ({number} of {len(cases)})", flush=True)
+                    print(f"{case} ({number} of {len(cases)})", flush=True)
                 logits = None
                 if prepared is not None:
                     logits = self._attempt(case, "the network", partial(self._logits, prepared[0]))
                 if prepared is not None and logits is not None:
-                    exported.append(
-                        (case, export.submit(export_case, *self._export_arguments(case, prepared[1], logits)))
-                    )
-                while len(exported) > most_open_exports:
-                    self._finish(exported)
-            while exported:
-                self._finish(exported)
+                    exports.submit(case, export_case, *self._export_arguments(case, prepared[1], logits))
+                while len(exports) > most_open(writing):
+                    self._finish(exports)
+            while exports:
+                self._finish(exports)
 
     def _prepared(
-        self, cases: Iterable[tuple[InputCase, Path | None]], pool: Any, processes: int
-    ) -> Iterator[tuple[InputCase, tuple[np.ndarray, dict] | None]]:
-        """Cases with their preprocessed images and properties, None for those that failed."""
+        self, cases: Iterable[tuple[InputCase, Path | None]], coming: CaseQueue, processes: int
+    ) -> Iterator[tuple[str, tuple[np.ndarray, dict] | None]]:
+        """Names of cases with their preprocessed images and properties, None for those that failed."""
         waiting = iter(cases)
-        coming: deque[tuple[InputCase, Result]] = deque()
 
         def submit_next() -> None:
             for case, mask in waiting:
-                coming.append((case, pool.submit(preprocess_case, *self._preprocess_arguments(case, mask))))
+                coming.submit(case.name, preprocess_case, *self._preprocess_arguments(case, mask))
                 return
 
         for _ in range(max(1, processes)):
             submit_next()
         while coming:
-            case, result = coming[0]
-            prepared = self._attempt(case, "preprocessing", result.result, [c for c, _ in coming])
-            coming.popleft()
+            case = coming.first
+            prepared = self._attempt(case, "preprocessing", coming.take)
             submit_next()
             yield case, prepared
 
-    def _finish(self, exported: deque[tuple[InputCase, Result]]) -> None:
-        case, result = exported[0]
-        self._attempt(case, "the export", result.result, [c for c, _ in exported])
-        exported.popleft()
-        if case.name not in self.failed:
-            self.written.append(case.name)
+    def _finish(self, exports: CaseQueue) -> None:
+        case = exports.first
+        self._attempt(case, "the export", exports.take)
+        if case not in self.failed:
+            self.written.append(case)
 
-    def _attempt(
-        self, case: InputCase, step: str, work: Callable[[], Any], in_progress: Sequence[InputCase] = ()
-    ) -> Any:
+    def _attempt(self, case: str, step: str, work: Callable[[], Any]) -> Any:
         """The result of ``work``, or None after an error, which is noted for the case."""
         try:
             return work()
-        except BrokenProcessPool:
-            raise UserError(
-                f"a background process was killed during {step}, most likely because the memory was used up",
-                where=f"one of the cases {', '.join(c.name for c in in_progress)}",
-                fix="use fewer processes (-npp 1 -nps 1, or 0 for none) and --continue_prediction",
-            ) from None
+        except WorkerKilled:
+            raise
         except Exception as error:
             if self.verbose:
                 traceback.print_exc()
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            self.failed[case.name] = f"{step} failed: {lines[-1].strip()}"
-            print(f"{case.name}: {self.failed[case.name]}", flush=True)
+            self.failed[case] = f"{step} failed: {lines[-1].strip()}"
+            print(f"{case}: {self.failed[case]}", flush=True)
             return None
 
     def _logits(self, data: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -151,12 +138,10 @@ class CasePipeline:
         p = self.predictor
         return case, mask, p.plans_manager, p.configuration_manager, p.dataset_json, p.verbose_preprocessing
 
-    def _export_arguments(
-        self, case: InputCase, properties: dict, logits: tuple[np.ndarray, list[np.ndarray]]
-    ) -> tuple:
+    def _export_arguments(self, case: str, properties: dict, logits: tuple[np.ndarray, list[np.ndarray]]) -> tuple:
         p = self.predictor
         managers = (p.configuration_manager, p.plans_manager, p.dataset_json)
-        return logits[0], properties, *managers, self.output, case.name, self.save_probabilities, logits[1]
+        return logits[0], properties, *managers, self.output, case, self.save_probabilities, logits[1]
 
     def _number_of_workers(self, cases: int) -> tuple[int, int]:
         # On the CPU the network takes tens of times longer than the rest (0.2 to 0.6 microseconds per voxel) and needs

@@ -7,14 +7,17 @@ import os
 import shutil
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from nnssl.errors import UserError
 from nnssl.inference.cases import InputCase
 from nnssl.inference.completeness import is_nifti, nifti_fault
 from nnssl.utils.disk import disk_errors_named
@@ -60,6 +63,61 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor | Inline]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class WorkerKilled(UserError):
+    """A process of a pool is gone, and what it was at work on."""
+
+
+class CaseQueue:
+    """Work on cases that a pool does, and its results in the order in which the work was submitted.
+
+    Args:
+        pool: of `worker_pool`.
+        step: what is done, for messages.
+        fix: what helps if a process of the pool was killed.
+    """
+
+    def __init__(self, pool: ProcessPoolExecutor | Inline, step: str, fix: str):
+        self._pool, self._step, self._fix = pool, step, fix
+        self._open: deque[tuple[str, Result]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def first(self) -> str:
+        """The case whose result is the next one."""
+        return self._open[0][0]
+
+    def submit(self, case: str, function: Callable, *arguments: Any) -> None:
+        """Asks for ``function(*arguments)``; ``WorkerKilled`` if the pool cannot work any more."""
+        try:
+            self._open.append((case, self._pool.submit(function, *arguments)))
+        except BrokenProcessPool:
+            raise self._killed(case) from None
+
+    def take(self) -> Any:
+        """Waits for the next result; raises what its computation raised, or ``WorkerKilled``."""
+        try:
+            return self._open[0][1].result()
+        except BrokenProcessPool:
+            raise self._killed() from None
+        finally:
+            self._open.popleft()
+
+    def _killed(self, *submitted: str) -> WorkerKilled:
+        cases = list(dict.fromkeys(case for case, _ in self._open)) or submitted
+        return WorkerKilled(
+            f"a background process was killed during {self._step}, most likely because the memory was used up",
+            where=f"one of the cases {', '.join(cases)}",
+            fix=self._fix,
+        )
+
+
+def most_open(processes: int) -> int:
+    """Results that a pool may owe: what is faster than its processes must not fill the memory with logits."""
+    return processes + 2 if processes else 0
 
 
 def _end_with_parent() -> None:

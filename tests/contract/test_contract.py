@@ -289,6 +289,10 @@ def test_special_labels_work_or_are_refused_before_the_first_step(name, options,
 def test_cascade_is_refused_unless_supported(name, tiny):
     trainer = tiny(cascade=True).bare_trainer(name)
     if trainer.supports_cascade:
+        first_stage = Path(trainer.folder_with_segs_from_previous_stage)
+        first_stage.mkdir(parents=True)
+        for case in trainer.split().train:
+            (first_stage / f"{case}.b2nd").touch()
         check_requirements(trainer)
         assert trainer.is_cascaded
     else:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,14 @@ def test_a_class_without_a_case_is_told(tiny, capsys):
     without_class(tiny, 2)
     open_and_close(tiny)
     assert "no labeled case of this fold has class class_2" in capsys.readouterr().out
+
+
+def test_a_class_whose_label_stands_in_a_list_is_named(tiny, capsys):
+    without_class(tiny, 2)
+    labels = {"background": 0, "liver": 1, "tumor": [2]}
+    (tiny.base / "dataset.json").write_text(json.dumps(tiny.dataset_json() | {"labels": labels}))
+    open_and_close(tiny)
+    assert "no labeled case of this fold has class tumor" in capsys.readouterr().out
 
 
 def test_a_class_that_stays_rare_is_told(tiny, capsys):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,13 @@ def test_regions_in_2d(build, drawn):
     heads = trainer.heads(trainer.network.eval(), batch["data"].to(trainer.device))
     predicted = trainer.hard_labels(heads[0])[0].cpu()
     assert (patches[1].labels == torch.where(predicted[1], 2, predicted[0].int()).numpy()).all()
+
+
+def test_a_label_in_a_list_is_named(tmp_path, monkeypatch):
+    data = Tiny(classes=3).write(tmp_path, monkeypatch)
+    labels = {"background": 0, "liver": [1], "tumor": 2}
+    (data.base / "dataset.json").write_text(json.dumps(data.dataset_json() | {"labels": labels}))
+    assert preview.class_names(data.bare_trainer("Supervised")) == {1: "liver", 2: "tumor"}
 
 
 def test_pseudo_labels_of_the_stream_are_shown(build, drawn):

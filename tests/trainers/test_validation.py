@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import blosc2
 import pytest
 import torch
 
+from nnssl.errors import UserError
+from nnssl.trainers.engine import validation
 from nnssl.trainers.engine.loop import _average_dice, _warn_of_unlearned
 from tests.support.tiny import PLANS, Tiny
 
@@ -64,6 +71,82 @@ def test_first_stage_of_a_cascade_predicts_for_the_next(tiny):
     assert second.is_cascaded
     cases = nnUNetDatasetBlosc2(str(data.base / data.identifier), ["labeled_0"], str(folder))
     assert cases.load_case("labeled_0")[2] is not None
+
+
+class Pool:
+    """Does the work when it is asked for the result, and counts the results that it owes."""
+
+    def __init__(self):
+        self.owed = self.most_owed = 0
+
+    def submit(self, function, *arguments):
+        self.owed += 1
+        self.most_owed = max(self.most_owed, self.owed)
+        return SimpleNamespace(result=lambda: self._done(function, arguments))
+
+    def _done(self, function, arguments):
+        self.owed -= 1
+        return function(*arguments)
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """The network takes no time, and two processes write."""
+    monkeypatch.setattr(validation, "predict_logits", lambda predictor, image: torch.zeros((2, *image.shape[1:])))
+    monkeypatch.setattr(validation, "_export_processes", lambda cases, ranks: 2)
+
+
+def test_the_network_waits_for_the_export(tiny, at_once, monkeypatch, tmp_path):
+    trainer, pool = tiny(labeled=8).trainer("Supervised", fold=0), Pool()
+
+    @contextmanager
+    def worker_pool(processes):
+        yield pool
+
+    monkeypatch.setattr(validation, "worker_pool", worker_pool)
+    cases = [f"labeled_{number}" for number in range(8)]
+    assert validation._predict_cases(trainer, cases, tmp_path, False) == cases
+    assert pool.most_owed == 5  # two more than processes, and the one that is handed over
+    assert sorted(path.name for path in tmp_path.glob("*.nii.gz")) == [f"{case}.nii.gz" for case in cases]
+
+
+def test_processes_write_what_this_one_writes(tiny, monkeypatch, tmp_path):
+    trainer = tiny(cascade=True, labeled=3).bare_trainer("Supervised", fold=0, configuration="3d_lowres")
+    trainer.initialize()
+    next_stage = Path(trainer.output_folder_base, "predicted_next_stage", "3d_cascade_fullres", "labeled_1.b2nd")
+    written = []
+    for processes in (1, 2):
+        monkeypatch.setattr(validation, "_export_processes", lambda cases, ranks, processes=processes: processes)
+        validation._predict_cases(trainer, ["labeled_1"], tmp_path, False)
+        mask = tmp_path / "labeled_1.nii.gz"
+        written.append((mask.read_bytes(), blosc2.open(str(next_stage))[:]))
+        mask.unlink()
+        next_stage.unlink()
+    assert written[0][0] == written[1][0]
+    assert (written[0][1] == written[1][1]).all()
+
+
+def test_a_killed_export_process_is_told_with_its_cases(tiny, at_once, monkeypatch, tmp_path):
+    trainer = tiny(labeled=3).trainer("Supervised", fold=0)
+    monkeypatch.setattr(validation, "export_prediction_from_logits", _kill_this_process)
+    with pytest.raises(UserError, match="background process was killed during the export") as caught:
+        validation._predict_cases(trainer, ["labeled_0", "labeled_2"], tmp_path, False)
+    assert str(caught.value.where) == "one of the cases labeled_0, labeled_2"
+
+
+def _kill_this_process(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_case_that_cannot_be_written_is_named(tiny, monkeypatch):
+    trainer = tiny().trainer("Supervised", fold=0)
+
+    def export(*arguments):
+        raise ValueError("no such format")
+
+    monkeypatch.setattr(validation, "export_prediction_from_logits", export)
+    with pytest.raises(RuntimeError, match="prediction of case labeled_0 cannot be written: no such format"):
+        trainer.perform_actual_validation()
 
 
 def test_online_evaluation_changes_no_network(tiny):

@@ -112,7 +112,8 @@ def _classes(trainer: SemiSupervisedTrainer) -> list[Hashable]:
 
 
 def _name(trainer: SemiSupervisedTrainer, wanted: Hashable) -> str:
+    values = wanted if isinstance(wanted, tuple) else (wanted,)
     for name, value in trainer.dataset_json["labels"].items():
-        if (tuple(value) if isinstance(value, list) else value) == wanted:
+        if (tuple(value) if isinstance(value, list) else (value,)) == values:
             return str(name)
     return str(wanted)

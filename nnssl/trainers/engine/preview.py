@@ -102,10 +102,11 @@ def label_map(trainer: SemiSupervisedTrainer, target: torch.Tensor) -> torch.Ten
 def class_names(trainer: SemiSupervisedTrainer) -> dict[int, str]:
     """Name of each foreground value of a `label_map`."""
     labels = {name: value for name, value in trainer.dataset_json["labels"].items() if name != "ignore"}
+    # the value of a class that is no region may stand in a list, too
+    regions = {tuple(value) if isinstance(value, list) else (value,): name for name, value in labels.items()}
     manager = trainer.label_manager
     if not manager.has_regions:
-        return {value: name for name, value in labels.items() if value != 0}
-    regions = {tuple(value) if isinstance(value, list) else (value,): name for name, value in labels.items()}
+        return {values[0]: name for values, name in regions.items() if values[0] != 0}
     wanted = [tuple(r) if isinstance(r, (list, tuple)) else (r,) for r in manager.foreground_regions]
     return {number: regions[region] for number, region in enumerate(wanted, 1)}
 

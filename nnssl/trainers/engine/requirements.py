@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from nnssl.errors import UserError
+from nnssl.trainers.engine.cascade import check_first_stage
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
@@ -44,6 +45,7 @@ def check_requirements(trainer: SemiSupervisedTrainer) -> None:
             found=patches,
             fix=f"--set labeled_batch_size={trainer.min_labeled_patches}",
         )
+    check_first_stage(trainer)
     split = trainer.split()
     counts = [("labeled", len(split.train), trainer.min_labeled)]
     if trainer.uses_unlabeled:

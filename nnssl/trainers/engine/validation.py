@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,6 @@ import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import nn
 from tqdm import tqdm
@@ -23,7 +20,9 @@ from nnssl.dataloading.cases import NamedErrors
 from nnssl.evaluation.cases import CaseResult
 from nnssl.evaluation.evaluator import match_folders
 from nnssl.inference.predictor import Predictor
+from nnssl.inference.workers import CaseQueue, WorkerKilled, most_open, worker_pool
 from nnssl.networks.unwrap import deep_supervision, evaluating
+from nnssl.trainers.engine.cascade import NextStage, next_stages
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
@@ -110,31 +109,36 @@ def _predict_cases(
     """Writes the masks of the cases that fall to this rank, and returns the names of these cases."""
     predictor = predictor_of(trainer)
     dataset = validation_cases(trainer, cases)
+    stages = next_stages(trainer, cases)
     ranks = trainer.ranks
     processes = _export_processes(len(cases) // ranks.size, ranks.local_size)
-    pool = multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else None
+    if processes == 1:
+        processes = 0  # one beside this one gains less than it takes to start
     predicted: list[str] = []
-    pending = []
-    try:
+    with worker_pool(processes) as pool:
+        exports = CaseQueue(pool, "the export", "set the environment variable nnUNet_def_n_proc=1, then use --val")
         hidden = None if ranks.is_main else True
         for case in tqdm(ranks.deal(cases), "validation", math.ceil(len(cases) / ranks.size), disable=hidden):
             predicted.append(case)
             image, properties = case_image(trainer, dataset, case)
-            logits = predict_logits(predictor, image)
-            for function, arguments in _exports(trainer, case, logits, properties, folder, save_probabilities):
-                if pool is None:
-                    function(*arguments)
-                else:
-                    pending.append((case, pool.apply_async(function, arguments)))
-        for case, result in pending:
-            try:
-                result.get()
-            except Exception as error:
-                raise RuntimeError(f"the prediction of case {case} cannot be written: {error}") from error
-    finally:
-        if pool is not None:
-            pool.terminate()
+            logits = predict_logits(predictor, image).numpy()
+            for function, arguments in _exports(trainer, case, logits, properties, folder, save_probabilities, stages):
+                exports.submit(case, function, *arguments)
+            _finish(exports, most_open(processes))
+        _finish(exports, 0)
     return predicted
+
+
+def _finish(exports: CaseQueue, most: int) -> None:
+    """Waits until at most so many exports are open."""
+    while len(exports) > most:
+        case = exports.first
+        try:
+            exports.take()
+        except WorkerKilled:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"the prediction of case {case} cannot be written: {error}") from error
 
 
 def validation_cases(trainer: SemiSupervisedTrainer, cases: list[str]) -> NamedErrors:
@@ -156,22 +160,23 @@ def case_image(trainer: SemiSupervisedTrainer, dataset: NamedErrors, case: str) 
 
 
 def _exports(
-    trainer: SemiSupervisedTrainer, case: str, logits: torch.Tensor, properties: dict, folder: Path, probabilities: bool
+    trainer: SemiSupervisedTrainer,
+    case: str,
+    logits: np.ndarray,
+    properties: dict,
+    folder: Path,
+    probabilities: bool,
+    stages: list[NextStage],
 ) -> list[tuple[Any, tuple]]:
     """Calls of nnU-Net's export: the mask of the case, and what later stages of a cascade start from."""
     plans, configuration, dataset_json = trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json
     target = str(folder / case)
     arguments = (logits, properties, configuration, plans, dataset_json, target, probabilities)
     calls: list[tuple[Any, tuple]] = [(export_prediction_from_logits, arguments)]
-    for stage in configuration.next_stage_names or []:
-        next_configuration = plans.get_configuration(stage)
-        preprocessed = os.path.join(nnUNet_preprocessed, plans.dataset_name, next_configuration.data_identifier)
-        dataset_class = infer_dataset_class(preprocessed)
-        shape = dataset_class(preprocessed, [case]).load_case(case)[0].shape[1:]
-        output = Path(trainer.output_folder_base, "predicted_next_stage", stage)
-        output.mkdir(parents=True, exist_ok=True)
-        stage_arguments = (logits, shape, str(output / case), plans, configuration, properties, dataset_json)
-        calls.append((resample_and_save, (*stage_arguments, default_num_processes, dataset_class)))
+    for stage in stages:
+        target = str(stage.output / case)
+        stage_arguments = (logits, stage.shape(case), target, plans, configuration, properties, dataset_json)
+        calls.append((resample_and_save, (*stage_arguments, default_num_processes, stage.dataset_class)))
     return calls
 
 
