@@ -20,7 +20,7 @@ from torch import nn
 from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.inference.models import FINAL_CHECKPOINT, TrainedModel
-from nnssl.inference.network import build_network, load_weights, managers
+from nnssl.inference.network import build_network, load_weights, managers, require_own_plan
 from nnssl.networks.ensemble import member_numbers
 from nnssl.planners.plans_file import refuse_foreign_code
 from nnssl.trainers.registry import get_trainer
@@ -94,6 +94,7 @@ def _write_folder(model: TrainedModel, folder: Path, trust_checkpoint: bool) -> 
         checkpoint = read_model_checkpoint(file, trust=trust_checkpoint)
         configuration = checkpoint["init_args"]["configuration"]
         plans_manager, configuration_manager = managers(plans, configuration, model.folder)
+        require_own_plan(checkpoint, plans, file)
         if not trust_checkpoint:
             refuse_foreign_code(plans, configuration, model.folder / "plans.json")
         check_stock_can_predict(checkpoint, plans_manager, configuration_manager, dataset_json, where=file)

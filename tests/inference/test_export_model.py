@@ -195,6 +195,15 @@ def test_preprocessing_that_stock_lacks_is_refused(tmp_path):
         export_model(open_model(folder), tmp_path / "out")
 
 
+def test_a_fold_of_another_plan_is_not_exported_with_this_one(tmp_path):
+    folder = write_model(tmp_path)
+    plans = json.loads((folder / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["RescaleTo01Normalization"]
+    write_json(plans, folder / "plans.json")
+    with pytest.raises(UserError, match="another normalization_schemes"):
+        export_model(open_model(folder), tmp_path / "out")
+
+
 def test_nothing_is_overwritten(tmp_path):
     model = open_model(write_model(tmp_path))
     (tmp_path / "out").mkdir()
