@@ -20,10 +20,12 @@ from nnssl.trainers.choosing import (
     FEWEST_LABELED,
     FEWEST_STEPS_REGISTERED,
     FEWEST_STEPS_SWITCHED,
+    FEWEST_STEPS_SWITCHED_2D,
     FEWEST_UNLABELED,
     LONG_STEPS,
     MOST_REGISTERED,
     MOST_SWITCHED,
+    MOST_SWITCHED_2D,
     RULES,
     Rule,
     Situation,
@@ -85,6 +87,24 @@ def test_few_corresponding_cases_are_switched_in_short_trainings(changes, switch
     assert not choice.overrides
     if not changes:
         assert choice.trainer == "BCP"
+
+
+@pytest.mark.parametrize(
+    ("changes", "switched"),
+    [
+        ({}, True),
+        ({"patients": MOST_SWITCHED_2D + 1}, False),
+        ({"corresponding": False}, False),
+        ({"steps": FEWEST_STEPS_SWITCHED_2D}, True),
+        ({"steps": FEWEST_STEPS_SWITCHED_2D - 1}, False),
+        ({"steps": LONG_STEPS}, False),
+        ({"cascaded": True}, False),
+    ],
+)
+def test_few_corresponding_images_are_switched_in_short_trainings(changes, switched):
+    images = {"dimensions": 2, "labeled": 8, "patients": 8, "corresponding": True, "steps": 2_000}
+    choice = choose(replace(USUAL, **images | changes))
+    assert choice.trainer == ("SwitchedSupervised" if switched else "Supervised")
 
 
 @pytest.mark.parametrize(
