@@ -395,8 +395,8 @@ class SemiSupervisedTrainer(SetUp):
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
 
-    def run_training(self) -> None:
-        loop.train(self)
+    def run_training(self, begin: Callable[[], None] = lambda: None) -> None:
+        loop.train(self, begin)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's online evaluation of the network that will be deployed, in this run's precision."""

@@ -15,7 +15,7 @@ from nnssl.trainers.engine.auto import with_choice
 from nnssl.trainers.engine.budget import budget_of
 from nnssl.trainers.engine.distributed import current_ranks, joined, ranks_of_environment
 from nnssl.trainers.engine.launch import launch
-from nnssl.trainers.engine.loop import BEST, FINAL, LATEST, train
+from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
 from nnssl.trainers.engine.preview import FOLDER as PREVIEWS
 from nnssl.trainers.engine.record import RECORD, record_run
 from nnssl.trainers.engine.request import (
@@ -93,7 +93,7 @@ def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer
         trainer.configure(overrides_of(request, type(trainer)), settings_of(request))
     if not request.only_validate and (start is None or trainer.current_epoch < trainer.num_epochs):
         check_requirements(trainer)
-        train(trainer, begin=lambda: _begin(trainer, anew=start is None))
+        trainer.run_training(begin=lambda: _begin(trainer, anew=start is None))
     # the rest is done by each on its own, and takes unequal times
     ranks.disconnect()
     if request.validate_best:
@@ -135,7 +135,8 @@ def _refuse_to_replace_plans(trainer: SemiSupervisedTrainer) -> None:
         record = fold / RECORD
         if fold == own or not (fold / FINAL).is_file() or not record.is_file():
             continue
-        differing = data_differences(read_json(record)["plan"], plans, configuration)
+        trained = read_json(record).get("plan")
+        differing = trained and data_differences(trained, plans, configuration)
         if differing:
             raise UserError(
                 "a finished fold of this model was trained with another plan, and could no longer predict after this "
