@@ -91,7 +91,7 @@ def figures(folder: Path, target: Path) -> None:
                 ax.plot([place] * len(values), values, ".", color=style(number).color, alpha=0.5)
         ax.set_xticks(range(len(amounts)), [str(amount) for amount in amounts])
         ax.set(xlabel=label, ylabel="Dice, hippocampus, 40 test cases")
-        ax.legend(frameon=False)
+        figure.legend(loc="outside upper center", ncols=len(ROWS), frameon=False)
         figure.savefig(target / f"{name}.png", dpi=160)
         pyplot.close(figure)
 
