@@ -15,7 +15,7 @@ from nnssl.losses.labels import resized_labels
 from nnssl.networks.ema import EMATeacher
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer, Status
-from nnssl.trainers.engine.requirements import check_value
+from nnssl.trainers.engine.requirements import check_value, check_weights
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
 
@@ -63,10 +63,13 @@ class BCP(SemiSupervisedTrainer):
 
     teacher: EMATeacher
 
-    def build_modules(self) -> dict[str, nn.Module]:
+    def check_settings(self) -> None:
+        super().check_settings()
         check_value(self, "box_edge", 0 < self.box_edge < 1, "above 0 and below 1")
-        check_value(self, "pseudo_weight", self.pseudo_weight >= 0, "at least 0")
+        check_weights(self, "pseudo_weight")
         check_value(self, "ema_decay", 0 <= self.ema_decay <= 1, "0 to 1")
+
+    def build_modules(self) -> dict[str, nn.Module]:
         return {"teacher": self.new_teacher()}
 
     def prepare_step(self, step: Step) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from nnssl.networks.ensemble import Ensemble
 from nnssl.networks.features import FeatureTap, affine_map, last_decoder_stage, projector_on_last_stage
 from nnssl.networks.unwrap import unwrap
 from nnssl.networks.variants import counterpart
-from nnssl.trainers.engine.requirements import check_value
+from nnssl.trainers.engine.requirements import check_value, check_weights
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
 from nnssl.trainers.two_students import TwoStudents
@@ -99,13 +100,15 @@ class C3S3(TwoStudents):
     def new_second(self) -> nn.Module:
         return self.new_network(partial(self.build_member_architecture, 1))
 
-    def build_modules(self) -> dict[str, nn.Module]:
-        for name in ("competition_weight", "contrast_weight", "cosine_weight"):
-            check_value(self, name, getattr(self, name) >= 0, "at least 0")
+    def check_settings(self) -> None:
+        super().check_settings()
+        check_weights(self, "competition_weight", "contrast_weight", "cosine_weight")
         check_value(self, "competition_alpha", 0 <= self.competition_alpha <= 1, "0 to 1")
         check_value(self, "sharpening", 0 < self.sharpening <= 1, "above 0 and at most 1")
-        check_value(self, "contrast_temperature", self.contrast_temperature > 0, "above 0")
+        check_value(self, "contrast_temperature", 0 < self.contrast_temperature < math.inf, "above 0")
         check_value(self, "embedding_channels", self.embedding_channels >= 1, "at least 1")
+
+    def build_modules(self) -> dict[str, nn.Module]:
         modules = super().build_modules()
         networks = self.network, modules["second"]
         self.taps = [FeatureTap(last_decoder_stage(network).module) for network in networks]

@@ -23,7 +23,7 @@ from nnssl.losses.schedules import sigmoid_rampup
 from nnssl.losses.uncertainty import class_divergence, region_divergence
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.bcp import BCP
-from nnssl.trainers.engine.requirements import check_value
+from nnssl.trainers.engine.requirements import check_value, check_weights
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
 from nnssl.trainers.two_students import TwoStudents
@@ -59,7 +59,8 @@ class CAD(TwoStudents, BCP):
 
     Chosen: schedules (linear); confidence of the student itself; one box per view; the strong view is that of the
     other trainers, without cutout; the ramp w, since nothing is pretrained (``cross_ramp=False`` and
-    ``pretrain_share=0.25`` are those of ABD). ``input_mix=none`` leaves the mixing of `BCP` out: labels train plain
+    ``pretrain_share=0.25`` come near ABD, whose students start from one network: here each is pretrained from weights
+    of its own, S2 on the strong view). ``input_mix=none`` leaves the mixing of `BCP` out: labels train plain
     patches, S_n is drawn to T on the unlabeled ones (mean squared difference, weight 0.1 w), and these are displaced.
     ``displaced_views=one`` halves the displaced patches. S1 predicts. Curves show the shares of views in which
     something was replaced (``replaced``), and by foreground (``foreground_sources``).
@@ -84,17 +85,16 @@ class CAD(TwoStudents, BCP):
     """Weight of the teacher's probabilities with ``input_mix=none``."""
     deploy: Literal["first", "teacher"] = "first"
 
-    def build_modules(self) -> dict[str, nn.Module]:
+    def check_settings(self) -> None:
+        super().check_settings()
         for name in ("threshold_start", "threshold_end"):
             check_value(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
         for name in ("edge_start", "edge_end"):
             check_value(self, name, 0 < getattr(self, name) <= 1, "above 0 and at most 1")
-        for name in ("cross_weight", "consistency_weight"):
-            check_value(self, name, getattr(self, name) >= 0, "at least 0")
+        check_weights(self, "cross_weight", "consistency_weight")
         check_value(self, "threshold_end", self.threshold_end >= self.threshold_start, "at least threshold_start")
         check_value(self, "edge_end", self.edge_end >= self.edge_start, "at least edge_start")
         check_value(self, "source_candidates", self.source_candidates >= 1, "at least 1")
-        return super().build_modules()
 
     def prepare_step(self, step: Step) -> None:
         # as channels of one image, so that both views are mixed alike

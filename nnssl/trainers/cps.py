@@ -10,6 +10,7 @@ from torch import nn
 from nnssl.losses.schedules import sigmoid_rampup
 from nnssl.networks.ensemble import Ensemble
 from nnssl.networks.unwrap import unwrap
+from nnssl.trainers.engine.requirements import check_weights
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
 from nnssl.trainers.two_students import TwoStudents
@@ -48,6 +49,10 @@ class CPS(TwoStudents):
     cross_ramp: bool = True
     cross_data: Literal["unlabeled", "all"] = "unlabeled"
     deploy: Literal["first", "mean"] = "first"
+
+    def check_settings(self) -> None:
+        super().check_settings()
+        check_weights(self, "cross_weight")
 
     def forward(self, step: Step) -> None:
         super().forward(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -26,7 +27,7 @@ from nnssl.networks.micro_batch import in_parts
 from nnssl.networks.unwrap import unwrap
 from nnssl.networks.variational import ImageDecoder, LatentGaussian, kl_to_standard_normal, sample
 from nnssl.trainers.base import SemiSupervisedTrainer, Status
-from nnssl.trainers.engine.requirements import check_value
+from nnssl.trainers.engine.requirements import check_value, check_weights
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
 
@@ -96,11 +97,10 @@ class EFSMedSeg(SemiSupervisedTrainer):
     running_dice: RunningDice
 
     def check_settings(self) -> None:
-        for name in ("reconstruction_weight", "kl_weight", "contrast_weight", "dice_weight"):
-            check_value(self, name, getattr(self, name) >= 0, "at least 0")
+        check_weights(self, "reconstruction_weight", "kl_weight", "contrast_weight", "dice_weight")
         for name in ("equal_weights_share", "kl_rampup_share", "labeled_contrast_share"):
             check_value(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        check_value(self, "temperature", self.temperature > 0, "above 0")
+        check_value(self, "temperature", 0 < self.temperature < math.inf, "above 0")
         # with 0, structures that a patch does not show would have prototypes
         check_value(self, "prototype_voxels", self.prototype_voxels >= 1, "at least 1")
         possible = self.contrast == "prototypes" or self.contrast_weight == 0 or self.reconstruction_weight > 0

@@ -14,7 +14,7 @@ from nnssl.augmentation.mixing import partners
 from nnssl.losses.consistency import cosine_distance
 from nnssl.networks.features import FeatureTap, bottleneck, last_decoder_stage, max_pooled, total_strides
 from nnssl.trainers.bcp import BCP
-from nnssl.trainers.engine.requirements import check_value
+from nnssl.trainers.engine.requirements import check_value, check_weights
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
 
@@ -61,17 +61,21 @@ class M3HL(BCP):
     student_taps: tuple[FeatureTap, FeatureTap]
     teacher_taps: tuple[FeatureTap, FeatureTap]
 
-    def build_modules(self) -> dict[str, nn.Module]:
+    def check_settings(self) -> None:
+        super().check_settings()
         check_value(self, "blocks_per_axis", self.blocks_per_axis >= 2, "at least 2")
         check_value(self, "mask_ratio", 0 < self.mask_ratio < 1, "above 0 and below 1")
         smallest, largest = self.mask_ratio - self.mask_ratio_spread, self.mask_ratio + self.mask_ratio_spread
         usable = self.mask_ratio_spread >= 0 and smallest > 0 and largest < 1
         check_value(self, "mask_ratio_spread", usable, "0 or more, such that all shares are above 0 and below 1")
-        check_value(self, "feature_weight", self.feature_weight >= 0, "at least 0")
+        check_weights(self, "feature_weight")
+
+    def build_modules(self) -> dict[str, nn.Module]:
         shape = self.configuration_manager.patch_size
         self.edges = block_edges(shape, total_strides(self.network), self.blocks_per_axis)
         blocks = count_blocks(shape, self.edges)
-        check_value(self, "mask_ratio", smallest * blocks >= 1, f"enough for one of the {blocks} blocks of a patch")
+        enough = (self.mask_ratio - self.mask_ratio_spread) * blocks >= 1
+        check_value(self, "mask_ratio", enough, f"enough for one of the {blocks} blocks of a patch")
         modules = super().build_modules()
         self.student_taps, self.teacher_taps = taps(self.network), taps(modules["teacher"])
         return modules

@@ -12,6 +12,7 @@ from nnssl.losses.schedules import ema_decay_with_warmup, sigmoid_rampup
 from nnssl.networks.ema import EMATeacher
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer, Status
+from nnssl.trainers.engine.requirements import check_value, check_weights
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
 
@@ -25,7 +26,7 @@ class MeanTeacher(SemiSupervisedTrainer):
 
         L = L_nnU-Net(labeled) + w(p) * mean((S(x_u) - T(x_u + eps))^2),   eps = clip(N(0, 0.1^2), -0.2, 0.2)
         w(p) = consistency_weight * exp(-5 (1 - p)^2),   p = share of the main phase that is done
-        teacher <- a * teacher + (1 - a) * student,   a = min(1 - 1 / (t + 1), ema_decay)
+        teacher <- a * teacher + (1 - a) * student,   a = min(1 - 1 / (t + 1), ema_decay),   t: step of the run
 
     Weight, decay and noise are those of the 3D medical form (UA-MT, MICCAI 2019, and SSL4MIS), in which the ramp ends
     with the training. Deviations: nnU-Net's Dice + cross entropy with deep supervision replaces the plain sum of
@@ -49,6 +50,11 @@ class MeanTeacher(SemiSupervisedTrainer):
     deploy: Literal["student", "teacher"] = "student"
 
     teacher: EMATeacher
+
+    def check_settings(self) -> None:
+        super().check_settings()
+        check_weights(self, "consistency_weight", "noise_std", "noise_limit")
+        check_value(self, "ema_decay", 0 <= self.ema_decay < 1, "0 to below 1")
 
     def build_modules(self) -> dict[str, nn.Module]:
         return {"teacher": self.new_teacher()}

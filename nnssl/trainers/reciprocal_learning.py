@@ -11,9 +11,11 @@ from nnssl.losses.labels import resized_labels
 from nnssl.networks.unwrap import unwrap
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine.modules import parameters_of
-from nnssl.trainers.engine.requirements import check_value
+from nnssl.trainers.engine.requirements import check_value, check_weights
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
+
+_ONLY_WITH_DICE = "the default, unless teacher_loss=dice_ce: the cross entropy alone is not weighted"
 
 
 @register
@@ -43,7 +45,7 @@ class ReciprocalLearning(SemiSupervisedTrainer):
     AdamW, as the released code for the pancreas does by Adam, with the weight decay of SGD; h stays made of plain
     gradients. SGD (``recipe=nnunet``) has the published momentum 0.9 without Nesterov and weight decay 1e-4, since the
     average of a hundred steps that momentum 0.99 makes is not the move that h describes. ``teacher_loss=dice_ce`` adds
-    nnU-Net's Dice to what the teacher learns from labels.
+    nnU-Net's Dice to what the teacher learns from labels. Pretrained weights go into both networks.
     """
 
     source = "Zeng et al., MICCAI 2021, doi:10.1007/978-3-030-87196-3_33"
@@ -67,10 +69,16 @@ class ReciprocalLearning(SemiSupervisedTrainer):
 
     teacher: nn.Module
 
-    def build_modules(self) -> dict[str, nn.Module]:
-        check_value(self, "supervised_weight", self.supervised_weight >= 0, "at least 0")
+    def check_settings(self) -> None:
+        super().check_settings()
+        check_weights(self, "supervised_weight")
         check_value(self, "feedback_limit", self.feedback_limit is None or self.feedback_limit > 0, "None or above 0")
-        return {"teacher": self.new_network()}
+        of_ce = self.teacher_loss == "ce"
+        check_value(self, "segmentation_dice_weight", self.segmentation_dice_weight == 1 or not of_ce, _ONLY_WITH_DICE)
+        check_value(self, "rare_class_power", self.rare_class_power == 0 or not of_ce, _ONLY_WITH_DICE)
+
+    def build_modules(self) -> dict[str, nn.Module]:
+        return {"teacher": self.new_pretrained_network()}
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         # never steps, but lets the grad scaler treat the measured gradients of the student as those of a step

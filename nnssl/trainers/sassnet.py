@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from nnssl.networks.discriminator import MapDiscriminator
 from nnssl.networks.features import FeatureTap, head_on_last_stage, last_decoder_stage
 from nnssl.networks.frozen import frozen
 from nnssl.trainers.base import SemiSupervisedTrainer
+from nnssl.trainers.engine.requirements import check_value, check_weights
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.registry import register
 
@@ -47,7 +49,8 @@ class SASSNet(SemiSupervisedTrainer):
 
     nnU-Net forces the last rows of a labeled batch to show foreground, which no unlabeled patch is. D, which could tell
     them by that alone, is shown the other rows only (``discriminator_rows=uniform``): with the default share of 0.33
-    one of two, three of four, and the only one of one.
+    one of two, three of four, and the only one of one. The regional switch places both patches of a pair by one of
+    them, so that it needs ``discriminator_rows=all``.
 
     An ignore label is refused: where the annotation ends, the distance to the object's surface is unknown.
     """
@@ -76,11 +79,22 @@ class SASSNet(SemiSupervisedTrainer):
         spacing = tuple(self.configuration_manager.spacing) if self.distance_unit == "mm" else None
         return {"signed_distances": SignedDistances(labels, spacing)}
 
+    def check_settings(self) -> None:
+        super().check_settings()
+        check_weights(self, "sdm_weight", "adversarial_weight")
+        check_value(self, "discriminator_lr", 0 < self.discriminator_lr < math.inf, "above 0")
+        check_value(self, "discriminator_dropout", 0 <= self.discriminator_dropout < 1, "0 to below 1")
+        features = self.discriminator_features
+        check_value(self, "discriminator_features", bool(features) and min(features) >= 1, "positive numbers")
+        if self.discriminator_rows == "uniform" and self.atlas_augmentation != "none":
+            raise UserError(
+                "with the regional switch any labeled patch may be forced to show foreground, which the discriminator "
+                "could tell from unlabeled ones by that alone",
+                fix="--set discriminator_rows=all shows it all labeled patches nevertheless, or train without the "
+                "switch: --atlas-augmentation none",
+            )
+
     def build_modules(self) -> dict[str, nn.Module]:
-        if not 0 <= self.discriminator_dropout < 1:
-            raise UserError("discriminator_dropout must be at least 0 and below 1", found=self.discriminator_dropout)
-        if not self.discriminator_features or min(self.discriminator_features) < 1:
-            raise UserError("discriminator_features must be positive numbers", found=self.discriminator_features)
         manager = self.label_manager
         maps = len(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
         self.tap = FeatureTap(last_decoder_stage(self.network).module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,7 @@ class SelfTraining(SemiSupervisedTrainer):
             "one_schedule must be False without warm_start": self.warm_start or not self.one_schedule,
             "ema_decay must be at least 0 and below 1": 0 <= self.ema_decay < 1,
             "used_shares must be above 0 and at most 1": all(0 < share <= 1 for share in self.used_shares),
-            "pseudo_weight must be above 0": self.pseudo_weight > 0,
+            "pseudo_weight must be above 0": 0 < self.pseudo_weight < math.inf,
             "pretrain_share must be 0, since round 0 is that phase: set round_shares": self.pretrain_share == 0,
         }
         for requirement, met in requirements.items():

@@ -18,6 +18,7 @@ from nnssl.augmentation.symmetries import (
 )
 from nnssl.errors import UserError
 from nnssl.losses.consistency import squared_difference
+from nnssl.trainers.engine.requirements import check_value
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.mean_teacher import MeanTeacher
 from nnssl.trainers.registry import register
@@ -42,8 +43,8 @@ class TCSM(MeanTeacher):
     and noise of `MeanTeacher`: 1.0, 0.999 and a standard deviation of 0.5 belong to the paper's photographs, whose
     intensities are not normalized by theirs. No scaling by default, since it cannot be undone exactly. The released
     code (36112e3) computes the consistency without gradient and undoes one of two scalings; this is the published
-    definition. ``consistency_on=unlabeled`` leaves labeled patches out, as other mean teachers do. The student
-    predicts.
+    definition. ``consistency_on=unlabeled`` leaves labeled patches out, as other mean teachers do, and belongs to
+    ``student_view=strong``, which only unlabeled patches have. The student predicts.
     """
 
     source = "Li et al., TNNLS 2021, doi:10.1109/TNNLS.2020.2995319"
@@ -57,9 +58,11 @@ class TCSM(MeanTeacher):
 
     group: list[Symmetry]
 
+    def check_settings(self) -> None:
+        super().check_settings()
+        check_value(self, "scaling", 0 <= self.scaling < 1, "0 to below 1")
+
     def build_modules(self) -> dict[str, nn.Module]:
-        if not 0 <= self.scaling < 1:
-            raise UserError("scaling must be at least 0 and below 1", found=self.scaling)
         plan = self.configuration_manager
         # nnU-Net mirrors along all axes
         mirrored = range(len(plan.patch_size)) if self.mirror_axes is None else self.mirror_axes

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from nnssl.trainers.base import SemiSupervisedTrainer
-from nnssl.trainers.engine import checkpoint
 
 
 class TwoStudents(SemiSupervisedTrainer):
@@ -22,10 +21,7 @@ class TwoStudents(SemiSupervisedTrainer):
 
     def new_second(self) -> nn.Module:
         """The second student with its initial weights."""
-        second = self.new_network()
-        if self.settings.pretrained_weights is not None:
-            checkpoint.load_pretrained(second, self.settings.pretrained_weights)
-        return second
+        return self.new_pretrained_network()
 
     def build_modules(self) -> dict[str, nn.Module]:
         return {**super().build_modules(), "second": self.new_second()}

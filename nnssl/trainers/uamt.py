@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from nnssl.errors import UserError
 from nnssl.losses.consistency import squared_difference
 from nnssl.losses.schedules import sigmoid_rampup
 from nnssl.losses.uncertainty import class_entropy, region_entropy
 from nnssl.networks.channel_dropout import dropout_factors, make_scalable, scaled_channels
 from nnssl.networks.features import FeatureLayer, bottleneck, last_decoder_stage
 from nnssl.networks.unwrap import unwrap
+from nnssl.trainers.engine.requirements import check_value
 from nnssl.trainers.engine.step import Step
 from nnssl.trainers.mean_teacher import MeanTeacher
 from nnssl.trainers.registry import register
@@ -56,11 +56,12 @@ class UAMT(MeanTeacher):
     """T; 4 halves the cost of a step."""
     dropout_rate: float = 0.5
 
+    def check_settings(self) -> None:
+        super().check_settings()
+        check_value(self, "teacher_passes", self.teacher_passes >= 1, "at least 1")
+        check_value(self, "dropout_rate", 0 <= self.dropout_rate < 1, "0 to below 1")
+
     def build_modules(self) -> dict[str, nn.Module]:
-        if self.teacher_passes < 1:
-            raise UserError("teacher_passes must be at least 1", found=self.teacher_passes)
-        if not 0 <= self.dropout_rate < 1:
-            raise UserError("dropout_rate must be at least 0 and below 1", found=self.dropout_rate)
         # before the teacher is copied from the student
         for layer in self.dropout_layers(self.network):
             make_scalable(layer.module)

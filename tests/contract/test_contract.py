@@ -21,6 +21,7 @@ from nnssl.trainers.engine.device_memory import footprint
 from nnssl.trainers.engine.micro_batch import check_micro_batch, obstacle_to_parts
 from nnssl.trainers.engine.rehearsal import rehearse
 from nnssl.trainers.engine.requirements import check_requirements
+from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.engine.settings import hyperparameters
 from nnssl.trainers.registry import registered_trainers, trainer_names
 from tests.support.host import reads_of_values
@@ -255,10 +256,24 @@ def test_trains_on(name, options, tiny):
 def test_trains_with_and_without_the_regional_switch(name, tiny):
     data = tiny(labeled=3)
     for augmentation in ("regional_switch", "none"):
-        trainer = data.trainer(name, num_epochs=1, atlas_augmentation=augmentation)
+        settings = {"discriminator_rows": "all"} if name == "SASSNet" and augmentation != "none" else {}
+        trainer = data.trainer(name, num_epochs=1, atlas_augmentation=augmentation, **settings)
         trainer.run_training()
         assert math.isfinite(trainer.history.rows[-1]["loss"])
         _forget_run(trainer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_impossible_numbers_are_refused_before_the_first_step(name, tiny):
+    data = tiny(labeled=3)
+    for setting, default in hyperparameters(registered_trainers()[name]).items():
+        for value in (math.nan, math.inf, -1.0) if isinstance(default, float) else ():
+            if setting == "gradient_clipping" and value == math.inf:
+                continue  # no clipping
+            trainer = data.bare_trainer(name)
+            trainer.configure({setting: value}, RunSettings(seed=0))
+            with pytest.raises(UserError, match=setting):
+                check_requirements(trainer)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -186,7 +186,7 @@ def test_ignored_voxels_of_the_labeled_part_do_not_count(make, tmp_path, monkeyp
 @pytest.mark.parametrize("setting", [{"box_edge": 1.0}, {"box_edge": 0.0}, {"pseudo_weight": -0.1}, {"ema_decay": 1.5}])
 def test_unusable_values_are_refused(make, setting):
     with pytest.raises(UserError, match="unusable") as error:
-        make(**setting)
+        make(**setting)[1].check_settings()
     assert "--set" in str(error.value)
 
 

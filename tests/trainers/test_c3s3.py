@@ -244,5 +244,5 @@ def test_what_is_deployed_is_validated_saved_and_predicts(make, tmp_path, deploy
 )
 def test_unusable_values_are_refused(make, setting):
     with pytest.raises(UserError, match="unusable") as error:
-        make(**setting)
+        make(**setting)[1].check_settings()
     assert "--set" in str(error.value)

@@ -292,5 +292,5 @@ def test_users_are_told_that_it_is_a_re_interpretation():
 )
 def test_unusable_values_are_refused(make, setting):
     with pytest.raises(UserError, match="unusable") as error:
-        make(**setting)
+        make(**setting)[1].check_settings()
     assert "--set" in str(error.value)

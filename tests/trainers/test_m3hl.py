@@ -212,5 +212,5 @@ def test_short_axes_are_not_pooled():
 )
 def test_unusable_values_are_refused(make, setting):
     with pytest.raises(UserError, match="unusable") as error:
-        make(**setting)
+        make(**setting)[1].check_settings()
     assert "--set" in str(error.value)

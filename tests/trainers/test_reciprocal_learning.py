@@ -13,6 +13,7 @@ from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.losses.labels import resized_labels
 from nnssl.networks.unwrap import unwrap
+from nnssl.trainers.engine.run_settings import RunSettings
 from tests.support.tiny import Tiny
 
 
@@ -273,8 +274,34 @@ def test_the_teacher_can_learn_from_dice_too(make):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"supervised_weight": -1.0}, {"feedback_limit": 0.0}, {"momentum": 1.0}, {"momentum": 0.0, "nesterov": True}],
+    [
+        {"supervised_weight": -1.0},
+        {"feedback_limit": 0.0},
+        {"momentum": 1.0},
+        {"momentum": 0.0, "nesterov": True},
+        {"segmentation_dice_weight": 16.0},
+        {"rare_class_power": 0.5},
+    ],
 )
 def test_unusable_values_are_refused(make, setting):
     with pytest.raises(UserError):
-        make(**setting)
+        make(**setting)[1].check_settings()
+
+
+def test_weights_of_the_loss_are_for_its_dice(make):
+    make(teacher_loss="dice_ce", segmentation_dice_weight=16.0, rare_class_power=0.5)[1].check_settings()
+
+
+def test_pretrained_weights_go_into_both_networks(make):
+    data, trained = make()
+    file = Path(trained.output_folder, "pretrained.pth")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    trained.save_checkpoint(str(file))
+    started = data.bare_trainer("ReciprocalLearning")
+    started.configure({}, RunSettings(seed=1, pretrained_weights=str(file)))
+    started.initialize()
+    for network in (started.network, started.teacher):
+        weights, wanted = network.state_dict(), trained.network.state_dict()
+        differing = {key for key in wanted if not torch.equal(weights[key], wanted[key])}
+        assert differing
+        assert all(".seg_layers." in key for key in differing)

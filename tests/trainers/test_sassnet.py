@@ -188,7 +188,13 @@ def test_unusable_settings_are_refused(make):
     _, trainer = make(oversample_foreground_percent=1.0, discriminator_rows="all")
     assert trainer.labeled_shown == 1
     with pytest.raises(UserError, match="discriminator_dropout"):
-        make(discriminator_dropout=1.0)
+        make(discriminator_dropout=1.0)[1].check_settings()
+
+
+def test_the_regional_switch_leaves_no_uniform_row(make):
+    with pytest.raises(UserError, match="discriminator_rows=all"):
+        make(atlas_augmentation="regional_switch")[1].check_settings()
+    make(atlas_augmentation="regional_switch", discriminator_rows="all")[1].check_settings()
 
 
 def test_the_discriminator_drops_channels_in_its_own_step_only(make):

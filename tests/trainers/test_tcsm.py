@@ -150,7 +150,7 @@ def test_a_run_without_any_transform_is_refused(make):
 @pytest.mark.parametrize("scaling", [-0.1, 1.0])
 def test_unusable_scaling_is_refused(scaling, make):
     with pytest.raises(UserError, match="scaling"):
-        make(scaling=scaling)
+        make(scaling=scaling)[1].check_settings()
 
 
 def test_scaling_compares_what_stayed_in_the_patch(make, monkeypatch):

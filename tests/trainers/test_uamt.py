@@ -213,4 +213,4 @@ def test_channels_are_dropped_in_reduced_precision_and_any_layout(tmp_path, monk
 @pytest.mark.parametrize("setting", [{"teacher_passes": 0}, {"dropout_rate": 1.0}, {"dropout_rate": -0.5}])
 def test_unusable_settings_are_refused(setting, make):
     with pytest.raises(UserError, match=next(iter(setting))):
-        make(**setting)
+        make(**setting)[1].check_settings()

@@ -26,6 +26,7 @@ from nnssl.networks.features import FeatureTap
 from nnssl.networks.memory_format import set_memory_format
 from nnssl.networks.micro_batch import in_parts
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
+from nnssl.trainers.engine.checkpoint import load_pretrained
 from nnssl.trainers.engine.distributed import Ranks
 from nnssl.trainers.engine.modules import parameters_of
 from nnssl.trainers.engine.precision import Precision
@@ -194,6 +195,13 @@ class BuildingBlocks(nnUNetTrainer):
         set_memory_format(network, self.memory_format)
         if self._do_i_compile():
             network.compile()
+        return network
+
+    def new_pretrained_network(self) -> nn.Module:
+        """`new_network` with the pretrained weights of the run, if it was given any; segmentation heads keep theirs."""
+        network = self.new_network()
+        if self.settings.pretrained_weights is not None:
+            load_pretrained(unwrap(network), self.settings.pretrained_weights)
         return network
 
     def new_teacher(self) -> EMATeacher:

@@ -64,7 +64,7 @@ def check_requirements(trainer: SemiSupervisedTrainer) -> None:
 
 
 def check_value(trainer: SemiSupervisedTrainer, name: str, usable: bool, expected: str) -> None:
-    """Raises ``UserError`` unless the value of a hyper-parameter is usable; methods call it in `build_modules`."""
+    """Raises ``UserError`` unless the value of a hyper-parameter is usable; methods call it in `check_settings`."""
     if not usable:
         raise UserError(
             f"unusable value of hyper-parameter {name!r} of {type(trainer).__name__}",
@@ -72,6 +72,12 @@ def check_value(trainer: SemiSupervisedTrainer, name: str, usable: bool, expecte
             found=getattr(trainer, name),
             fix=f"--set {name}={getattr(type(trainer), name)}",
         )
+
+
+def check_weights(trainer: SemiSupervisedTrainer, *names: str) -> None:
+    """`check_value` of weights of losses, strengths of noise and the like: finite numbers of 0 or more."""
+    for name in names:
+        check_value(trainer, name, 0 <= getattr(trainer, name) < math.inf, "0 or more")
 
 
 def _check_common_settings(trainer: SemiSupervisedTrainer) -> None:
@@ -82,8 +88,7 @@ def _check_common_settings(trainer: SemiSupervisedTrainer) -> None:
     check_value(trainer, "initial_lr", 0 < trainer.initial_lr < math.inf, "above 0")
     check_value(trainer, "gradient_clipping", trainer.gradient_clipping > 0, "above 0")
     check_value(trainer, "segmentation_dice_weight", 0 < trainer.segmentation_dice_weight < math.inf, "above 0")
-    for name in ("weight_decay", "warmup_steps", "lr_decay_power"):
-        check_value(trainer, name, 0 <= getattr(trainer, name) < math.inf, "0 or more")
+    check_weights(trainer, "weight_decay", "warmup_steps", "lr_decay_power")
     power, regions = trainer.rare_class_power, trainer.label_manager.has_regions
     expected = "0 where labels are regions" if regions else "0 to 1"
     check_value(trainer, "rare_class_power", 0 <= power <= (0 if regions else 1), expected)
@@ -96,8 +101,6 @@ def _check_common_settings(trainer: SemiSupervisedTrainer) -> None:
 
 
 def _check_atlas_augmentation(trainer: SemiSupervisedTrainer) -> None:
-    if trainer.atlas_augmentation == "none":
-        return
     check_value(trainer, "switch_probability", 0 <= trainer.switch_probability <= 1, "0 to 1")
     boxes, edges = trainer.switch_boxes, trainer.switch_edges
     usable = len(boxes) == 2 and 1 <= boxes[0] <= boxes[1]
@@ -105,7 +108,7 @@ def _check_atlas_augmentation(trainer: SemiSupervisedTrainer) -> None:
     usable = len(edges) == 2 and 0 < edges[0] <= edges[1] <= 1
     check_value(trainer, "switch_edges", usable, "two shares above 0 and at most 1, the smaller one first")
     labeled = len(trainer.split().train)
-    if labeled < 2:
+    if labeled < 2 and trainer.atlas_augmentation != "none":
         raise UserError(
             "the regional switch needs at least 2 labeled cases",
             where=f"fold {trainer.fold} of {trainer.plans_manager.dataset_name}",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnssl.networks.unwrap import unwrap
-from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.state import seed_everything
 
 if TYPE_CHECKING:
@@ -22,9 +21,7 @@ def new_student(trainer: SemiSupervisedTrainer, number: int) -> None:
     """
     seed_everything(int(np.random.SeedSequence((trainer.seed, number)).generate_state(1)[0]))
     student = unwrap(trainer.network)
-    student.load_state_dict(unwrap(trainer.new_network()).state_dict())
-    if trainer.settings.pretrained_weights is not None:
-        checkpoint.load_pretrained(student, trainer.settings.pretrained_weights)
+    student.load_state_dict(unwrap(trainer.new_pretrained_network()).state_dict())
     trainer.ranks.copy_from_main([student])
 
 
