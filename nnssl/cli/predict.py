@@ -33,7 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--save_uncertainty", action="store_true", help="write maps of the uncertainty (.nii.gz) and estimates of the "
         "quality of every mask (quality.csv) into OUTPUT/uncertainty. Predicts with the teacher or second network of "
         "the checkpoint, too, where there is one")  # fmt: skip
-    add("--continue_prediction", action="store_true", help="leave out cases that are already done")
+    add("--continue_prediction", action="store_true", help="leave out cases that are already done, unless "
+        "their scans have changed; with another model or checkpoint this is refused")  # fmt: skip
     add("-prev_stage_predictions", metavar="FOLDER", type=Path, help="masks of the first stage; cascades need them")
     add("-npp", type=int, default=_from_environment("nnUNet_npp"), help="processes for preprocessing, 0 for none. "
         "Default: 3 with a GPU and several cases, else 0 (or the environment variable nnUNet_npp)")  # fmt: skip

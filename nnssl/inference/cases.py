@@ -90,7 +90,7 @@ def _find_files(inputs: Sequence[Path], file_ending: str) -> list[Path]:
         if path.is_dir():
             found += _files_of_folder(path, file_ending)
         elif not path.exists():
-            raise UserError("input not found", where=path)
+            raise UserError("input not found", where=path, found=_lost_link(path))
         elif not path.name.endswith(file_ending):
             raise UserError("wrong file ending", where=path, expected=f"{file_ending}, as in the training data")
         else:
@@ -103,7 +103,8 @@ def _find_files(inputs: Sequence[Path], file_ending: str) -> list[Path]:
 def _files_of_folder(folder: Path, file_ending: str) -> list[Path]:
     # names with a leading dot are not scans: macOS puts ._<name> beside every file on foreign drives
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    files = [entry for entry in entries if entry.is_file()]
+    # a link that leads nowhere is not left out without a word: `_read_headers` names it
+    files = [entry for entry in entries if entry.is_file() or _lost_link(entry)]
     matching = [file for file in files if file.name.endswith(file_ending)]
     other = [f.name for f in files if f not in matching and f.name.lower().endswith(_IMAGE_ENDINGS)]
     if other:
@@ -121,11 +122,20 @@ def _files_of_folder(folder: Path, file_ending: str) -> list[Path]:
     return matching
 
 
+def _lost_link(path: Path) -> str | None:
+    """What a link points to that does not exist; None for everything else."""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {os.readlink(path)}, which does not exist"
+    return None
+
+
 def _read_headers(files: Sequence[Path], reader: str) -> dict[Path, Header]:
     read = _header_reader(reader)
     headers, unreadable = {}, []
     for file in files:
         try:
+            if lost := _lost_link(file):
+                raise ValueError(lost)
             headers[file] = read(file)
             if is_nifti(file) and (fault := nifti_fault(file, thorough=False)):
                 raise ValueError(fault)

@@ -1,4 +1,4 @@
-"""Whether a NIfTI file is whole. SimpleITK fills what is missing with zeros and says nothing."""
+"""Whether a NIfTI file is whole and holds numbers. SimpleITK makes zeros of what is missing and of NaN, silently."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import gzip
 import math
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
 
 _CHUNK = 1 << 20
 
@@ -16,13 +20,28 @@ def is_nifti(file: Path) -> bool:
     return file.name.lower().endswith((".nii", ".nii.gz"))
 
 
+def scan_fault(files: Iterable[Path]) -> str | None:
+    """Why a case cannot be segmented although its headers can be read: the file and what is wrong with it, or None.
+
+    Looks at NIfTI files, as thoroughly as `nifti_fault` does. Each is decompressed once.
+
+    Args:
+        files: of all channels.
+    """
+    for file in filter(is_nifti, files):
+        if fault := nifti_fault(file, thorough=True):
+            return f"{file.name}: {fault}"
+    return None
+
+
 def nifti_fault(file: Path, *, thorough: bool) -> str | None:
     """What is wrong with a NIfTI file, or None.
 
     Args:
         file: named .nii or .nii.gz.
-        thorough: decompress the file and compare its checksum. Otherwise only the length is looked up, which a
-            compressed file holds in its last four bytes, and the file is decompressed only if that is too small.
+        thorough: read the whole file, compare its checksum if it is compressed, and look for NaN and infinite values.
+            Otherwise only the length is looked up, which a compressed file holds in its last four bytes, and the file
+            is decompressed only if that is too small.
 
     Raises:
         Exception: whatever nibabel raises if it cannot read the header.
@@ -32,18 +51,37 @@ def nifti_fault(file: Path, *, thorough: bool) -> str | None:
     # not the offset in the image's header, which nibabel sets to 0
     stored = nibabel.load(file).dataobj  # type: ignore[attr-defined]
     expected = stored.offset + math.prod(stored.shape) * stored.dtype.itemsize
-    if not file.name.lower().endswith(".gz"):
-        return _too_short(file.stat().st_size, expected)
-    if not thorough and _recorded_length(file) == expected % 2**32:
-        return None
+    compressed = file.name.lower().endswith(".gz")
+    if not thorough:
+        if not compressed:
+            return _too_short(file.stat().st_size, expected)
+        if _recorded_length(file) == expected % 2**32:
+            return None
+    opener: Any = gzip.open if compressed else open
     try:
-        with gzip.open(file) as stream:
-            length = sum(len(chunk) for chunk in iter(lambda: stream.read(_CHUNK), b""))
+        with opener(file, "rb") as stream:
+            length, not_finite = _read_through(stream, stored.dtype, stored.offset, expected)
     except EOFError:
         return "the file is cut off"
     except (zlib.error, gzip.BadGzipFile) as error:
         return f"the file is damaged ({error})"
+    if thorough and not_finite:
+        voxels = f"{not_finite} voxel{'s' * (not_finite > 1)}"
+        return f"the image holds NaN or infinite values in {voxels}; write numbers in their place"
     return _too_short(length, expected)
+
+
+def _read_through(stream: IO[bytes], dtype: np.dtype, begin: int, end: int) -> tuple[int, int]:
+    """Length in bytes, and number of NaN and infinite values between two positions."""
+    length, not_finite, rest = 0, 0, b""
+    for chunk in iter(lambda: stream.read(_CHUNK), b""):
+        if dtype.kind in "fc":
+            values = rest + chunk[max(begin - length, 0) : max(end - length, 0)]
+            whole = len(values) // dtype.itemsize
+            not_finite += whole - int(np.isfinite(np.frombuffer(values, dtype, whole)).sum())
+            rest = values[whole * dtype.itemsize :]
+        length += len(chunk)
+    return length, not_finite
 
 
 def _recorded_length(file: Path) -> int:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnssl.errors import UserError
 from nnssl.inference.cases import InputCase, collect_cases, previous_stage_files
+from nnssl.inference.contents import checkpoint_content
 from nnssl.inference.models import TrainedModel
+from nnssl.inference.output import (
+    RECORD as RECORD,
+)
+from nnssl.inference.output import (
+    case_contents,
+    changed_cases,
+    check_output,
+    refuse_unrecorded,
+    remove_masks,
+    write_record,
+)
 from nnssl.inference.pipeline import CasePipeline
-from nnssl.inference.quality import collect_quality, estimates_file
-from nnssl.utils.files import read_json, write_json
+from nnssl.inference.quality import collect_quality, estimates_file, has_estimates
+from nnssl.utils.files import write_json
 
 if TYPE_CHECKING:
     from nnssl.inference.predictor import Predictor
 
-RECORD = "predict_from_raw_data_args.json"
-_SAME_ON_CONTINUE = ("model_folder", "folds", "checkpoint", "step_size", "mirroring")
+_SAME = ("model_folder", "folds", "checkpoint", "checkpoint_contents", "step_size", "mirroring", "precision")
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,8 @@ class PredictionOptions:
         save_probabilities: write the class probabilities (npz) and properties (pkl) beside each mask.
         save_uncertainty: write maps of the uncertainty (NIfTI) and estimates of the quality of each case (CSV) into the
             folder ``uncertainty`` of the output.
-        continue_prediction: leave out cases whose result is already there; else they are predicted again.
+        continue_prediction: leave out cases whose result is already there and was made from the same files; else all
+            are predicted again.
         previous_stage: folder with the masks of the first stage of a cascade.
         num_parts, part_id: predict only each ``num_parts``-th case, beginning with ``part_id``.
         preprocessing_workers, export_workers: background processes; 0 works without any. None takes 3 with a CUDA
@@ -105,40 +117,44 @@ def predict(
     """Segments the cases in ``inputs`` (folders or files) into the folder ``output``.
 
     A mask appears under its name only when it is complete, so a run that was killed can be continued. A case that
-    fails does not stop the others.
+    fails does not stop the others. With a mask that is replaced goes what was made of it: probabilities, maps and
+    estimates of the uncertainty, and ``summary.json`` and ``summary.csv`` of an evaluation.
 
     Raises:
-        UserError: for input that does not fit the model, an output folder that would lose files, and, after all
-            cases are done, if some of them failed.
+        UserError: for input that does not fit the model, an output folder that would lose files or hold masks of two
+            models, and, after all cases are done, if some of them failed.
     """
     options = options or PredictionOptions()
     output = Path(output)
     dataset_json, ending = model.dataset_json, model.dataset_json["file_ending"]
     channel_names = dataset_json.get("channel_names") or dataset_json["modality"]
-    cases = collect_cases(
+    everything = collect_cases(
         inputs, file_ending=ending, channels=len(channel_names), reader=model.plans["image_reader_writer"]
-    )[options.part_id :: options.num_parts]
+    )
+    cases = everything[options.part_id :: options.num_parts]
     record = _record(inputs, output, model, options)
-    check_output(output, cases, ending, record, options.continue_prediction)
+    check_output(output, cases, ending, record, options.continue_prediction, _SAME)
+    contents = case_contents(everything, options.previous_stage, ending)
     report = PredictionReport(output)
     if options.continue_prediction:
-        report.skipped = [case.name for case in cases if _is_done(case, output, ending, options)]
-    todo = [case for case in cases if case.name not in report.skipped]
+        report.skipped = _done(cases, output, ending, options, contents)
+    skipped = set(report.skipped)
+    todo = [case for case in cases if case.name not in skipped]
     if not todo:
+        _tell_quality(output, options)
         return report
+    refuse_unrecorded(output, [case.name for case in todo], ending)
     predictor = _load(model, options)
     stage = predictor.configuration_manager.previous_stage_name
     masks: list[Path | None] = [None] * len(todo)
     if stage is not None:
         masks[:] = previous_stage_files(todo, options.previous_stage, file_ending=ending, stage=stage)
-    write_json(record, output / RECORD)
+    # a mask that is to be replaced must not look finished if this run is stopped and continued
+    remove_masks(output, [case.name for case in todo], ending)
+    write_record(output, record, contents, ending)
     # nnU-Net's postprocessing and ensembling look for these two beside the masks
     write_json(dataset_json, output / "dataset.json")
     write_json(model.plans, output / "plans.json")
-    # a mask that is to be replaced must not look finished if this run is stopped and continued
-    for case in todo:
-        (output / f"{case.name}{ending}").unlink(missing_ok=True)
-        estimates_file(output, case.name).unlink(missing_ok=True)
     pipeline = CasePipeline(
         predictor,
         output,
@@ -152,8 +168,7 @@ def predict(
     pipeline.run(list(zip(todo, masks, strict=True)))
     report.seconds = time.perf_counter() - begin
     report.written, report.failed = pipeline.written, pipeline.failed
-    if options.save_uncertainty and report.written:
-        print(f"Estimates of the quality, likely failures first: {collect_quality(output)}")
+    _tell_quality(output, options)
     if report.failed:
         print(report)
         raise UserError(
@@ -193,6 +208,24 @@ def _load(model: TrainedModel, options: PredictionOptions) -> Predictor:
     return predictor
 
 
+def _done(
+    cases: Sequence[InputCase], output: Path, ending: str, options: PredictionOptions, contents: Mapping[str, str]
+) -> list[str]:
+    """Cases whose results are there and were made from the files that are there now; tells of the others."""
+    found = [case.name for case in cases if _is_done(case, output, ending, options)]
+    changed = set(changed_cases(output, {name: contents[name] for name in found}))
+    what = "scan" if options.previous_stage is None else "scan or first-stage mask"
+    for name in sorted(changed):
+        print(f"{name}: is predicted again, since its mask was made from another {what}", flush=True)
+    return [name for name in found if name not in changed]
+
+
+def _tell_quality(output: Path, options: PredictionOptions) -> None:
+    # also where nothing was to do: the run that made the last case may have been killed before it came here
+    if options.save_uncertainty and has_estimates(output):
+        print(f"Estimates of the quality, likely failures first: {collect_quality(output)}")
+
+
 def _is_done(case: InputCase, output: Path, ending: str, options: PredictionOptions) -> bool:
     suffixes = [ending, ".npz", ".pkl"] if options.save_probabilities else [ending]
     wanted = [output / f"{case.name}{suffix}" for suffix in suffixes]
@@ -210,53 +243,6 @@ def _record(
         "model_folder": os.path.abspath(model.folder),
         "folds": list(model.folds),
         "checkpoint": model.checkpoint,
+        "checkpoint_contents": [checkpoint_content(file) for file in model.checkpoint_files()],
         **asdict(options),
     }
-
-
-def check_output(
-    output: Path,
-    cases: Sequence[InputCase],
-    ending: str,
-    record: dict[str, Any],
-    continues: bool,
-    same: Sequence[str] = _SAME_ON_CONTINUE,
-) -> None:
-    """Refuses an output folder in which the prediction would overwrite scans or reference labels, or mix two models.
-
-    Args:
-        output: the folder.
-        cases: to be segmented.
-        ending: of the masks.
-        record: how they will be made, as it is written to the folder.
-        continues: whether masks that are there are kept.
-        same: entries of the record that may then not differ.
-
-    Raises:
-        UserError: as described.
-    """
-    if (output.exists() and not output.is_dir()) or output.name.endswith(ending):
-        raise UserError("-o is not a folder", found=output, fix="name a folder; each mask gets the name of its case")
-    folders = {file.parent.resolve() for case in cases for file in case.files}
-    if output.resolve() in folders:
-        raise UserError("the output folder is the input folder", found=output, fix="choose another folder with -o")
-    present = [f"{case.name}{ending}" for case in cases if (output / f"{case.name}{ending}").exists()]
-    recorded = (output / RECORD).is_file()
-    if present and not recorded and not continues:
-        raise UserError(
-            "the output folder holds files with the names of the masks that no prediction wrote",
-            where=output,
-            found=", ".join(present[:5]) + (f" and {len(present) - 5} more" if len(present) > 5 else ""),
-            fix="choose another folder with -o; if the files may go, remove them",
-        )
-    if present and recorded and continues:
-        before = read_json(output / RECORD)
-        differing = [key for key in same if before.get(key, record[key]) != record[key]]
-        if differing:
-            raise UserError(
-                "the masks in the output folder were made in another way, so the prediction cannot be continued",
-                where=output,
-                expected="; ".join(f"{key} {before[key]}" for key in differing),
-                found="; ".join(f"{key} {record[key]}" for key in differing),
-                fix="choose another folder with -o, or leave out --continue_prediction to predict all cases again",
-            )

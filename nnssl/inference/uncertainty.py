@@ -31,7 +31,7 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
-from nnssl.inference.quality import FOLDER, estimates_file
+from nnssl.inference.quality import estimates_file, map_file
 from nnssl.losses.uncertainty import class_entropy, region_entropy
 from nnssl.utils.files import atomic_path, write_json
 
@@ -161,7 +161,7 @@ def export_uncertainty(
     for kind, values in uncertainty_maps(probabilities, labels.has_regions).items():
         volume = SimpleITK.GetImageFromArray(_on_grid(values, written).astype(np.float32))
         volume.CopyInformation(image)
-        with atomic_path(output / FOLDER / f"{name}_{kind}.nii.gz") as temporary:
+        with atomic_path(map_file(output, name, kind)) as temporary:
             SimpleITK.WriteImage(volume, str(temporary))
     quality = estimate_quality(probabilities, mask, values_by_channel(labels), labels.has_regions)
     # last: with it the case counts as done

@@ -19,7 +19,7 @@ import numpy as np
 
 from nnssl.errors import UserError
 from nnssl.inference.cases import InputCase
-from nnssl.inference.completeness import is_nifti, nifti_fault
+from nnssl.inference.completeness import is_nifti, nifti_fault, scan_fault
 from nnssl.utils.disk import disk_errors_named
 
 SCRATCH = ".tmp_predict"
@@ -151,9 +151,8 @@ def preprocess_case(
         ValueError: if a file is damaged, or the image holds NaN or infinite values: both would make an empty or
             arbitrary mask without a word.
     """
-    for file in filter(is_nifti, case.files):
-        if fault := nifti_fault(file, thorough=True):
-            raise ValueError(f"{file.name}: {fault}")
+    if fault := scan_fault(case.files):
+        raise ValueError(fault)
     from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
     preprocessor = configuration_manager.preprocessor_class(verbose=verbose)

@@ -128,6 +128,22 @@ def test_unreadable_files_are_named(tmp_path):
     assert "a_0000.nii.gz" not in str(caught.value)
 
 
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    (tmp_path / "in").mkdir()
+    fill(tmp_path / "elsewhere", "a_0000.nii.gz")
+    for name in "ab":
+        (tmp_path / "in" / f"{name}_0000.nii.gz").symlink_to(tmp_path / "elsewhere" / f"{name}_0000.nii.gz")
+    (tmp_path / "in" / "notes").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="1 of 2 images cannot be read") as caught:
+        collect(tmp_path / "in")
+    assert f"b_0000.nii.gz: a link to {tmp_path / 'elsewhere' / 'b_0000.nii.gz'}, which does not" in str(caught.value)
+    with pytest.raises(UserError, match="input not found") as caught:
+        collect(tmp_path / "in" / "b_0000.nii.gz")
+    assert "a link to" in str(caught.value)
+    fill(tmp_path / "elsewhere", "b_0000.nii.gz")
+    assert list(found(collect(tmp_path / "in"))) == ["a", "b"]
+
+
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
 @pytest.mark.parametrize("share", [0.5, 0.999])
 def test_files_that_are_cut_off(tmp_path, ending, share):

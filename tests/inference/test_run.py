@@ -21,6 +21,7 @@ from nnssl.errors import UserError
 from nnssl.inference import pipeline, workers
 from nnssl.inference.models import open_model
 from nnssl.inference.run import RECORD, PredictionOptions, PredictionReport, predict
+from nnssl.utils.files import write_json
 from tests.inference.model_folders import read_mask, write_model, write_scan
 from tests.support.tiny import Tiny
 
@@ -204,15 +205,24 @@ def test_background_processes_give_the_same_and_name_the_broken_case(model, scan
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
 
 
-def test_nan_in_a_scan_is_named(tmp_path):
-    # SimpleITK turns NaN of NIfTI files into 0, nibabel keeps it
-    model = write_model(tmp_path / "results", plans=Tiny().plans() | {"image_reader_writer": "NibabelIO"})
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_in_a_scan_is_named(scans, tmp_path, reader, ending, value):
+    """SimpleITK turns NaN of NIfTI files into 0, nibabel keeps it."""
+    tiny = Tiny()
+    model = write_model(tmp_path / "results", tiny, plans=tiny.plans() | {"image_reader_writer": reader})
+    description = json.loads((model / "dataset.json").read_text())
+    write_json(description | {"file_ending": ending}, model / "dataset.json")
     array = np.ones((20, 20, 20), np.float32)
-    array[3, 3, 3] = np.nan
-    (tmp_path / "in").mkdir()
-    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "in" / "a_0000.nii.gz")
-    with pytest.raises(UserError, match="a: preprocessing failed: the image holds NaN"):
-        run(model, tmp_path / "in", output=tmp_path / "out")
+    array[3, 3, 3:5] = value
+    for name, image in (("bad", array), ("good", np.random.default_rng(0).normal(size=array.shape))):
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), tmp_path / "scans" / f"{name}_0000{ending}")
+    message = rf"bad: preprocessing failed: bad_0000{ending}: the image holds NaN or infinite values in 2 voxels"
+    with pytest.raises(UserError, match=message):
+        run(model, tmp_path / "scans", output=tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").glob(f"*{ending}")] == [f"good{ending}"]
 
 
 def test_failures_of_network_and_export_are_named(model, scans, tmp_path, monkeypatch):
