@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--not_on_device", action="store_true", help="collect results in main memory if the GPU's is too small")
     add("--trust_checkpoint", action="store_true", help="let the checkpoint run code while it is read. Only for files "
         "that you trust as you would trust a program")  # fmt: skip
+    add("--allow_suspicious", action="store_true", help="take NaN and infinite values in NIfTI files for 0, as "
+        "a training on such scans did (flag of nnssl_plan_and_preprocess). Default: such a case fails")  # fmt: skip
     add("--verbose", action="store_true", help="messages of nnU-Net, and tracebacks of failed cases")
     add("--disable_progress_bar", action="store_true", help="no progress bars, for batch jobs")
     return parser
@@ -85,6 +87,7 @@ def main(argv: list[str]) -> int | None:
         export_workers=args.nps,
         on_device=not args.not_on_device,
         trust_checkpoint=args.trust_checkpoint,
+        allow_suspicious=args.allow_suspicious,
         verbose=args.verbose,
         progress=not args.disable_progress_bar,
     )

@@ -20,21 +20,22 @@ def is_nifti(file: Path) -> bool:
     return file.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def scan_fault(files: Iterable[Path]) -> str | None:
+def scan_fault(files: Iterable[Path], *, not_finite_is_zero: bool = False) -> str | None:
     """Why a case cannot be segmented although its headers can be read: the file and what is wrong with it, or None.
 
     Looks at NIfTI files, as thoroughly as `nifti_fault` does. Each is decompressed once.
 
     Args:
         files: of all channels.
+        not_finite_is_zero: NaN and infinite values, which SimpleITK reads as 0, are meant to be that.
     """
     for file in filter(is_nifti, files):
-        if fault := nifti_fault(file, thorough=True):
+        if fault := nifti_fault(file, thorough=True, not_finite_is_zero=not_finite_is_zero):
             return f"{file.name}: {fault}"
     return None
 
 
-def nifti_fault(file: Path, *, thorough: bool) -> str | None:
+def nifti_fault(file: Path, *, thorough: bool, not_finite_is_zero: bool = False) -> str | None:
     """What is wrong with a NIfTI file, or None.
 
     Args:
@@ -42,6 +43,7 @@ def nifti_fault(file: Path, *, thorough: bool) -> str | None:
         thorough: read the whole file, compare its checksum if it is compressed, and look for NaN and infinite values.
             Otherwise only the length is looked up, which a compressed file holds in its last four bytes, and the file
             is decompressed only if that is too small.
+        not_finite_is_zero: NaN and infinite values are no fault.
 
     Raises:
         Exception: whatever nibabel raises if it cannot read the header.
@@ -65,9 +67,12 @@ def nifti_fault(file: Path, *, thorough: bool) -> str | None:
         return "the file is cut off"
     except (zlib.error, gzip.BadGzipFile) as error:
         return f"the file is damaged ({error})"
-    if thorough and not_finite:
+    if thorough and not_finite and not not_finite_is_zero:
         voxels = f"{not_finite} voxel{'s' * (not_finite > 1)}"
-        return f"the image holds NaN or infinite values in {voxels}; write numbers in their place"
+        return (
+            f"the image holds NaN or infinite values in {voxels}; write numbers in their place, or take them for 0 "
+            "with --allow_suspicious"
+        )
     return _too_short(length, expected)
 
 

@@ -30,6 +30,7 @@ class CasePipeline:
         output: folder for the masks.
         save_probabilities: write the class probabilities too.
         save_uncertainty: write maps and estimates of `nnssl.inference.uncertainty`, too.
+        not_finite_is_zero: take NaN and infinite values in NIfTI files for 0, as their reader does.
         workers: processes for preprocessing and for export; 0 works without any, None chooses.
         verbose: print tracebacks of failed cases.
         progress: print the name of each case.
@@ -46,6 +47,7 @@ class CasePipeline:
         *,
         save_probabilities: bool = False,
         save_uncertainty: bool = False,
+        not_finite_is_zero: bool = False,
         workers: tuple[int | None, int | None] = (None, None),
         verbose: bool = False,
         progress: bool = True,
@@ -54,6 +56,7 @@ class CasePipeline:
         self.output = output
         self.save_probabilities = save_probabilities
         self.save_uncertainty = save_uncertainty
+        self.not_finite_is_zero = not_finite_is_zero
         self.workers = workers
         self.verbose = verbose
         self.progress = progress
@@ -136,7 +139,8 @@ class CasePipeline:
 
     def _preprocess_arguments(self, case: InputCase, mask: Path | None) -> tuple:
         p = self.predictor
-        return case, mask, p.plans_manager, p.configuration_manager, p.dataset_json, p.verbose_preprocessing
+        managers = (p.plans_manager, p.configuration_manager, p.dataset_json)
+        return case, mask, *managers, p.verbose_preprocessing, self.not_finite_is_zero
 
     def _export_arguments(self, case: str, properties: dict, logits: tuple[np.ndarray, list[np.ndarray]]) -> tuple:
         p = self.predictor

@@ -54,6 +54,7 @@ class PredictionOptions:
         preprocessing_workers, export_workers: background processes; 0 works without any. None takes 3 with a CUDA
             device, and none for a single case or on the CPU, where the network needs the cores.
         on_device: keep the results on the GPU.
+        allow_suspicious: take NaN and infinite values in NIfTI files for 0; else such a case fails.
         trust_checkpoint: allow checkpoints to run code.
         verbose: nnU-Net's messages, and tracebacks of failed cases.
         progress: progress bars.
@@ -74,6 +75,7 @@ class PredictionOptions:
     export_workers: int | None = None
     on_device: bool = True
     trust_checkpoint: bool = False
+    allow_suspicious: bool = False
     verbose: bool = False
     progress: bool = True
 
@@ -160,6 +162,7 @@ def predict(
         output,
         save_probabilities=options.save_probabilities,
         save_uncertainty=options.save_uncertainty,
+        not_finite_is_zero=options.allow_suspicious,
         workers=(options.preprocessing_workers, options.export_workers),
         verbose=options.verbose,
         progress=options.progress,

@@ -140,8 +140,11 @@ def preprocess_case(
     configuration_manager: Any,
     dataset_json: dict,
     verbose: bool,
+    not_finite_is_zero: bool,
 ) -> tuple[np.ndarray, dict]:
     """nnU-Net's preprocessing of one case.
+
+    ``not_finite_is_zero`` lets the reader take NaN and infinite values of NIfTI files for 0.
 
     Returns:
         The network's input (C, X, Y, Z) as float32, with the previous stage's mask as one-hot channels at the end in
@@ -151,7 +154,7 @@ def preprocess_case(
         ValueError: if a file is damaged, or the image holds NaN or infinite values: both would make an empty or
             arbitrary mask without a word.
     """
-    if fault := scan_fault(case.files):
+    if fault := scan_fault(case.files, not_finite_is_zero=not_finite_is_zero):
         raise ValueError(fault)
     from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 

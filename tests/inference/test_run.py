@@ -225,6 +225,19 @@ def test_nan_in_a_scan_is_named(scans, tmp_path, reader, ending, value):
     assert [file.name for file in (tmp_path / "out").glob(f"*{ending}")] == [f"good{ending}"]
 
 
+def test_nan_is_zero_where_that_is_allowed(model, tmp_path):
+    array = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)
+    for name, value in (("with_nan", np.nan), ("with_zero", 0)):
+        array[3, 3, 3:5] = value
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "scans" / f"{name}_0000.nii.gz")
+    run(model, tmp_path / "scans", output=tmp_path / "out", allow_suspicious=True)
+    with_nan, with_zero = (
+        nibabel.load(tmp_path / "out" / f"{name}.nii.gz").get_fdata() for name in ("with_nan", "with_zero")
+    )
+    assert np.array_equal(with_nan, with_zero)
+
+
 def test_failures_of_network_and_export_are_named(model, scans, tmp_path, monkeypatch):
     calls = []
 
