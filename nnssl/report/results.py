@@ -19,8 +19,9 @@ from nnssl.evaluation.comparison import (
     group_methods,
     paired_values,
 )
-from nnssl.evaluation.runs import EvaluatedRun, higher_is_better
+from nnssl.evaluation.runs import EvaluatedRun, distance_unit, higher_is_better
 from nnssl.evaluation.statistics import ratio_interval
+from nnssl.evaluation.wording import heading
 from nnssl.report.training import Training, training_of
 
 _METRICS = ("Dice", "HD95", "ASSD")
@@ -55,6 +56,10 @@ class Results:
     values: dict[str, dict[str, NDArray[np.float64]]]
     comparison: Comparison | None
     notes: list[str]
+
+    def heading(self, metric: str) -> str:
+        """The metric with its unit and direction."""
+        return heading(metric, distance_unit([run for method in self.methods for run in method.runs]))
 
     def means(self, metric: str) -> dict[str, NDArray[np.float64]]:
         """Foreground mean of every case by method."""
