@@ -14,7 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nnssl._version import __version__
+from nnssl.dataset.groups import name_some
 from nnssl.errors import UserError
+from nnssl.evaluation.results import check_writable
 from nnssl.evaluation.runs import EvaluatedRun, distance_unit, higher_is_better, perfect_value
 from nnssl.evaluation.statistics import PairedStatistics, holm, paired_statistics, smallest_p
 from nnssl.evaluation.wording import conclusion, limits, metric_table
@@ -163,10 +165,11 @@ class Comparison:
 
 
 def check_comparison_output(path: str | os.PathLike[str]) -> Path:
-    """``path`` as a Path; ``UserError`` unless it ends with ``.json`` or ``.csv``."""
+    """``path`` as a Path; ``UserError`` unless it ends with ``.json`` or ``.csv`` and its folder can be written to."""
     target = Path(path)
     if target.suffix not in (".json", ".csv"):
         raise UserError("output file must end with .json or .csv", found=target)
+    check_writable(target)
     return target
 
 
@@ -222,8 +225,7 @@ def common_cases(runs: Sequence[EvaluatedRun]) -> tuple[list[str], list[str]]:
     notes = []
     for run in runs:
         if missing := [case for case in run.cases if case not in set(shared)]:
-            shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-            notes.append(f"not compared, as not all runs have them: {shown} ({run.name}, {run.folder})")
+            notes.append(f"not compared, as not all runs have them: {name_some(missing)} ({run.name}, {run.folder})")
     return shared, notes
 
 

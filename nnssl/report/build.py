@@ -17,6 +17,7 @@ from markupsafe import Markup
 from nnssl._version import __version__
 from nnssl.errors import UserError
 from nnssl.evaluation.comparison import FOREGROUND
+from nnssl.evaluation.results import check_writable
 from nnssl.evaluation.runs import open_runs
 from nnssl.evaluation.statistics import bootstrap_interval
 from nnssl.report import figures
@@ -43,6 +44,7 @@ def write_report(
     target = Path(path)
     if target.suffix != ".html":
         raise UserError("the report must end with .html", found=target)
+    check_writable(target)
     if options.cases < 0:
         raise UserError("--cases must be 0 or more", found=options.cases)
     html = render(gather_results(open_runs(runs), options), options)

@@ -84,6 +84,7 @@ def gather_results(runs: Sequence[EvaluatedRun], options: ReportOptions) -> Resu
     metrics = [name for name in runs[0].metrics if name in _METRICS or name.startswith("NSD@")]
     metrics = [name for name in metrics if all(name in run.metrics for run in runs)]
     cases, notes = common_cases(runs)
+    notes += [problem for training in trainings.values() for problem in training.problems]
     comparison = compare_runs(runs, metrics, per_class=True) if len(methods) > 1 else None
     classes = [name for name in runs[0].classes if runs[0].class_values[name] != (0,)]
     values = {metric: {m.name: paired_values(m, m, metric, cases, classes)[0] for m in methods} for metric in metrics}
