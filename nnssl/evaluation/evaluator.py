@@ -129,7 +129,7 @@ def match_folders(
         cases: names of the cases to evaluate; by default all of ``reference_folder``.
 
     Raises:
-        UserError: for a missing prediction (all are named), and unusable arguments.
+        UserError: for missing predictions and links that lead nowhere (all are named), and unusable arguments.
     """
     reference_folder, prediction_folder = _check_folders(reference_folder, prediction_folder)
     tolerances = _tolerances(nsd_tolerance_mm)
