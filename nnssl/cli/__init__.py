@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -27,14 +28,19 @@ COMMANDS = {
 
 
 def run(command: str, argv: Sequence[str] | None = None) -> int:
-    """Runs ``nnssl_<command>`` and returns its exit code: 0 done, 2 a mistake the user can mend, 130 interrupted."""
+    """Runs ``nnssl_<command>`` and returns its exit code.
+
+    0 done, 2 a mistake the user can mend, 130 interrupted, 141 what read the output (``| head``) is gone.
+    """
     refuse_other_nnssl()
     # Read once, when torch is loaded: threads that wait by spinning take the cores from the augmentation workers,
     # which costs up to ten times the step where there are as many processes as cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     module = importlib.import_module(f"nnssl.cli.{command}")
     try:
-        return module.main(list(sys.argv[1:] if argv is None else argv)) or 0
+        code = module.main(list(sys.argv[1:] if argv is None else argv)) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"nnssl_{command}: {error}", file=sys.stderr)
         return 2
@@ -42,6 +48,8 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
         print(f"nnssl_{command}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _output_is_gone():
+            return 141
         from nnssl.utils.disk import told_system_error
 
         refusal = told_system_error(error)
@@ -49,6 +57,19 @@ def run(command: str, argv: Sequence[str] | None = None) -> int:
             raise
         print(f"nnssl_{command}: {refusal}", file=sys.stderr)
         return 2
+
+
+def _output_is_gone() -> bool:
+    """True if nothing reads the standard output any more; it is then led to nowhere, or its end would complain."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        gone = any(event & select.POLLERR for _, event in poll.poll(0))
+        if gone:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # the standard output is no file
+        return False
+    return gone
 
 
 def plan_and_preprocess() -> None:

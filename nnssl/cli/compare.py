@@ -33,8 +33,9 @@ def main(argv: list[str]) -> int | None:
 
     output = None if args.o is None else check_comparison_output(args.o)
     result = compare_runs(open_runs(args.runs), args.metric, per_class=args.per_class, all_pairs=args.all_pairs)
-    print(result.text())
     if output is not None:
         result.write(output)
+    print(result.text())
+    if output is not None:
         print(f"\nWritten: {output}")
     return 0

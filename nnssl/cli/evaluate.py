@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int | None:
     )
     for note in result.notes:
         print(f"warning: {note}", file=sys.stderr)
-    print(result.table())
+    # written first: what reads the table may be gone
     result.write(output)
-    print(f"HD95 and ASSD in mm. Written: {output}, {output.with_suffix('.csv').name}")
+    print(result.table())
+    print(f"HD95 and ASSD in {result.unit}. Written: {output}, {output.with_suffix('.csv').name}")
     return 0

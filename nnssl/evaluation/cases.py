@@ -11,10 +11,10 @@ import numpy as np
 from nnssl.dataset.volumes import Geometry, UnusableFile, read_volume
 from nnssl.errors import UserError
 from nnssl.evaluation.labels import EvaluationLabels
-from nnssl.evaluation.metrics import ClassScore, compare_label_maps
+from nnssl.evaluation.metrics import HIGHEST_LABEL, ClassScore, compare_label_maps
 
-_HIGHEST_LABEL = 2**16 - 1
 _BLOCK = 1 << 22
+_TIFF = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,34 @@ class CaseTask:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Scores by class name, and label values of the files that belong to no class (without 0 and the ignore label)."""
+    """Result of one case.
+
+    Attributes:
+        scores: by class name.
+        not_evaluated: label values of the files that belong to no class (without 0 and the ignore label).
+        unit: of distances: mm, or pixels (2D) or voxels (3D) if the files do not tell the spacing.
+        orthonormal: False if the voxel axes are sheared, for which distances and volumes in mm are wrong.
+    """
 
     scores: dict[str, ClassScore]
     not_evaluated: frozenset[int]
+    unit: str = "mm"
+    orthonormal: bool = True
 
     def plain(self) -> dict[str, Any]:
         """The same as plain values, which another process can be sent as JSON; `of_plain` is the way back."""
         scores = {name: asdict(score) for name, score in self.scores.items()}
-        return {"scores": scores, "not_evaluated": sorted(map(int, self.not_evaluated))}
+        return {
+            "scores": scores,
+            "not_evaluated": sorted(map(int, self.not_evaluated)),
+            "unit": self.unit,
+            "orthonormal": self.orthonormal,
+        }
 
     @classmethod
     def of_plain(cls, values: dict[str, Any]) -> CaseResult:
         scores = {name: ClassScore(**score) for name, score in values["scores"].items()}
-        return cls(scores, frozenset(values["not_evaluated"]))
+        return cls(scores, frozenset(values["not_evaluated"]), values["unit"], values["orthonormal"])
 
 
 def evaluate_case(task: CaseTask) -> CaseResult:
@@ -75,7 +89,15 @@ def evaluate_case(task: CaseTask) -> CaseResult:
         ignore_label=task.labels.ignore_label,
         tolerances_mm=task.tolerances_mm,
     )
-    return CaseResult(scores, frozenset(not_evaluated - known))
+    unit = _unit(task.reference_file, reference_geometry)
+    return CaseResult(scores, frozenset(not_evaluated - known), unit, reference_geometry.is_orthonormal())
+
+
+def _unit(file: Path, geometry: Geometry) -> str:
+    """Unit of distances; nnU-Net takes a spacing of 1 for PNG, and for TIFF without a JSON file beside it."""
+    if geometry.affine is not None or (file.suffix.lower() in _TIFF and file.with_suffix(".json").is_file()):
+        return "mm"
+    return "pixels" if geometry.dimension == 2 else "voxels"
 
 
 def _read_label_map(file: Path, task: CaseTask) -> tuple[np.ndarray, Geometry]:
@@ -95,19 +117,19 @@ def _read_label_map(file: Path, task: CaseTask) -> tuple[np.ndarray, Geometry]:
         )
     lowest, highest = float(array.min()), float(array.max())
     # NaN fails every comparison
-    if volume.replaced_values or not (lowest >= 0 and highest <= _HIGHEST_LABEL):
+    if volume.replaced_values or not (lowest >= 0 and highest <= HIGHEST_LABEL):
         found = f"values from {lowest:g} to {highest:g}"
         if volume.replaced_values:
             found += f", and {volume.replaced_values} voxels that are not finite"
-        raise UserError("not a label map", where=where, expected=f"values from 0 to {_HIGHEST_LABEL}", found=found)
+        raise UserError("not a label map", where=where, expected=f"values from 0 to {HIGHEST_LABEL}", found=found)
     labels = array[0].astype(np.uint8 if highest < 256 else np.uint16)
     if not np.array_equal(labels, array[0]):
-        example = float(array[0][labels != array[0]][0])
+        example = array[0][labels != array[0]][0]
         raise UserError(
             "not a label map",
             where=where,
             expected="whole numbers",
-            found=f"the value {example:g}",
+            found=f"the value {example!s}",
             fix="resample labels with nearest neighbors",
         )
     return labels, geometry
@@ -115,7 +137,7 @@ def _read_label_map(file: Path, task: CaseTask) -> tuple[np.ndarray, Geometry]:
 
 def _check_values(array: np.ndarray, file: Path, task: CaseTask) -> set[int]:
     """Label values of the file; ``UserError`` if one is not declared."""
-    counts = np.zeros(_HIGHEST_LABEL + 1, np.int64)
+    counts = np.zeros(HIGHEST_LABEL + 1, np.int64)
     flat = array.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
         block = np.bincount(flat[start : start + _BLOCK])

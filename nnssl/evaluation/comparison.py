@@ -14,13 +14,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nnssl._version import __version__
+from nnssl.dataset.groups import name_some
 from nnssl.errors import UserError
-from nnssl.evaluation.runs import EvaluatedRun, higher_is_better, perfect_value
+from nnssl.evaluation.results import check_writable
+from nnssl.evaluation.runs import EvaluatedRun, distance_unit, higher_is_better, perfect_value
 from nnssl.evaluation.statistics import PairedStatistics, holm, paired_statistics, smallest_p
+from nnssl.evaluation.wording import conclusion, limits, metric_table
 from nnssl.utils.files import atomic_path, write_json
 
 FOREGROUND = "foreground mean"
-ALPHA = 0.05
 _CONVENTIONS = {
     "difference": "first method minus second, per case, mean over the runs (seeds) of a method before",
     "foreground mean": "mean over the classes of a case",
@@ -61,7 +63,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Row:
-    """One pair of methods in one metric and class (or the foreground mean)."""
+    """One pair of methods in one metric and class (or the foreground mean).
+
+    ``least_p_holm`` is the smallest value that ``p_holm`` can take with these numbers of cases,
+    ``least_p_holm_differing`` that with the cases that differ only: the test leaves out the others.
+    """
 
     metric: str
     class_name: str
@@ -71,6 +77,8 @@ class Row:
     second_mean: float
     statistics: PairedStatistics
     p_holm: float
+    least_p_holm: float
+    least_p_holm_differing: float
     comparisons: int
     first_failures: int
     second_failures: int
@@ -118,11 +126,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of :func:`compare_runs`: rows, notes on what was left out, and the conclusions in words."""
+    """Result of :func:`compare_runs`: rows, notes on what was left out, and the conclusions in words.
+
+    ``unit`` is that of distances: mm, or pixels or voxels for images without spacing.
+    """
 
     rows: list[Row]
     cases: list[str]
     notes: list[str]
+    unit: str = "mm"
 
     @property
     def conclusions(self) -> list[str]:
@@ -135,7 +147,7 @@ class Comparison:
         parts = []
         for metric in dict.fromkeys(row.metric for row in self.rows):
             own = [row for row in self.rows if row.metric == metric]
-            parts.append(f"{heading(metric)}, {own[0].statistics.n} cases\n" + _aligned([_HEAD, *map(_cells, own)]))
+            parts.append(metric_table(own, self.unit))
         lines = [f"- {line}" for line in self.conclusions] + [f"- {note}" for note in self.notes]
         return "\n\n".join([*parts, "\n".join(lines)])
 
@@ -148,14 +160,16 @@ class Comparison:
                 pd.DataFrame(rows).to_csv(temporary, index=False)
             return
         content = {"rows": rows, "conclusions": self.conclusions, "notes": self.notes, "cases": self.cases}
-        write_json(content | {"conventions": _CONVENTIONS, "nnssl_version": __version__}, target)
+        content |= {"distance_unit": self.unit, "conventions": _CONVENTIONS, "nnssl_version": __version__}
+        write_json(content, target)
 
 
 def check_comparison_output(path: str | os.PathLike[str]) -> Path:
-    """``path`` as a Path; ``UserError`` unless it ends with ``.json`` or ``.csv``."""
+    """``path`` as a Path; ``UserError`` unless it ends with ``.json`` or ``.csv`` and its folder can be written to."""
     target = Path(path)
     if target.suffix not in (".json", ".csv"):
         raise UserError("output file must end with .json or .csv", found=target)
+    check_writable(target)
     return target
 
 
@@ -196,7 +210,7 @@ def compare_runs(
     for metric in metrics:
         for family in ([None], classes) if per_class else ([None],):
             rows += _family([(m, b, name) for name in family for b, m in pairs], metric, cases, classes)
-    return Comparison(rows, cases, notes)
+    return Comparison(rows, cases, notes, distance_unit(runs))
 
 
 def common_cases(runs: Sequence[EvaluatedRun]) -> tuple[list[str], list[str]]:
@@ -211,8 +225,7 @@ def common_cases(runs: Sequence[EvaluatedRun]) -> tuple[list[str], list[str]]:
     notes = []
     for run in runs:
         if missing := [case for case in run.cases if case not in set(shared)]:
-            shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-            notes.append(f"not compared, as not all runs have them: {shown} ({run.name}, {run.folder})")
+            notes.append(f"not compared, as not all runs have them: {name_some(missing)} ({run.name}, {run.folder})")
     return shared, notes
 
 
@@ -233,55 +246,6 @@ def case_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     present = ~np.isnan(values)
     counts = present.sum(1)
     return np.where(counts > 0, np.where(present, values, 0).sum(1) / np.maximum(counts, 1), np.nan)
-
-
-def heading(metric: str) -> str:
-    """A metric with its unit and direction."""
-    named = {"HD95": "HD95 in mm", "ASSD": "ASSD in mm", "volume_error": "size of the volume error in mm^3"}
-    return f"{named.get(metric, metric)} ({'higher' if higher_is_better(metric) else 'lower'} is better)"
-
-
-def conclusion(row: Row) -> str:
-    """What the row shows, and what it does not."""
-    found = row.statistics
-    pair = f"{row.metric}, {row.first} and {row.second}"
-    by = f"mean difference {_signed(found.mean, row.metric)}"
-    if found.interval is not None:
-        by += f", 95 % interval {_span(found.interval, row.metric)}"
-    needed = smallest_p(found.n) * row.comparisons
-    if needed > ALPHA:
-        return (
-            f"{pair}: too few cases ({found.n}) to show any difference at the 5 % level, however large; {by}, without "
-            "a conclusion."
-        )
-    if row.p_holm >= ALPHA:
-        return f"{pair}: no difference shown ({by}, {_p_is(row.p_holm)}). This does not show that they are equal." + (
-            " The interval, which is not corrected, leaves out 0: weak evidence at most."
-            if found.interval is not None and found.interval[0] * found.interval[1] > 0
-            else ""
-        )
-    better = row.first if row.effect > 0 else row.second
-    wins = row.win_tie_loss[0 if row.effect > 0 else 2]
-    text = f"{pair}: {better} is better in {wins} of {found.n} cases ({by}, {_p_is(row.p_holm)})."
-    uncertain = found.interval is None or found.interval[0] * found.interval[1] <= 0
-    if uncertain or found.mean * found.effect <= 0:
-        text += " The mean does not show it: few cases with large differences may outweigh the others."
-    return text
-
-
-def limits(rows: Sequence[Row]) -> list[str]:
-    """What no test over cases can tell about these runs."""
-    sentences = []
-    single = sorted({name for row in rows for name, n in zip((row.first, row.second), row.runs, strict=True) if n == 1})
-    if single:
-        sentences.append(
-            f"One training each of {', '.join(single)}: differences are those of these trainings. Whether the methods "
-            "differ takes several seeds, and several draws of the labeled cases."
-        )
-    if rows and rows[0].comparisons > 1:
-        sentences.append(f"p-values are corrected for {rows[0].comparisons} comparisons (Holm).")
-    sentences.append("Conclusions hold for cases like these; a class absent in reference and predictions is left out.")
-    return sentences
 
 
 def _common_classes(runs: Sequence[EvaluatedRun]) -> list[str]:
@@ -335,7 +299,11 @@ def _family(
         values = values[:, ~np.isnan(values[0])]
         if values.size:
             found.append((first, second, class_name, values, paired_statistics(values[0] - values[1])))
-    corrected = holm([statistics.p_value for *_, statistics in found])
+    statistics_of = [statistics for *_, statistics in found]
+    corrected = holm([statistics.p_value for statistics in statistics_of])
+    # Holm's values grow with every p-value of the family, so these are the smallest there can be
+    least = holm([smallest_p(statistics.n) for statistics in statistics_of])
+    least_differing = holm([smallest_p(statistics.n - statistics.ties) for statistics in statistics_of])
     return [
         Row(
             metric=metric,
@@ -345,63 +313,13 @@ def _family(
             first_mean=float(values[0].mean()),
             second_mean=float(values[1].mean()),
             statistics=statistics,
-            p_holm=p,
+            p_holm=corrected[number],
+            least_p_holm=least[number],
+            least_p_holm_differing=least_differing[number],
             comparisons=len(found),
             first_failures=first.failures(cases, class_name),
             second_failures=second.failures(cases, class_name),
             runs=(len(first.runs), len(second.runs)),
         )
-        for (first, second, class_name, values, statistics), p in zip(found, corrected, strict=True)
+        for number, (first, second, class_name, values, statistics) in enumerate(found)
     ]
-
-
-_HEAD = ["method", "minus", "class", "means", "difference [95 %]", "win/tie/loss", "effect", "p", "p Holm", "failures"]
-
-
-def _cells(row: Row) -> list[str]:
-    found = row.statistics
-    difference = _signed(found.mean, row.metric)
-    if found.interval is not None:
-        difference += f" {_span(found.interval, row.metric)}"
-    return [
-        row.first,
-        row.second,
-        row.class_name,
-        f"{_number(row.first_mean, row.metric)}, {_number(row.second_mean, row.metric)}",
-        difference,
-        "/".join(map(str, row.win_tie_loss)),
-        f"{row.effect:+.2f}",
-        _p(found.p_value),
-        _p(row.p_holm),
-        f"{row.first_failures}, {row.second_failures}",
-    ]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-
-def _digits(metric: str) -> int:
-    return 4 if perfect_value(metric) == 1 else 2
-
-
-def _number(value: float, metric: str) -> str:
-    return f"{value:.{_digits(metric)}f}"
-
-
-def _signed(value: float, metric: str) -> str:
-    return f"{value:+.{_digits(metric)}f}"
-
-
-def _span(interval: tuple[float, float], metric: str) -> str:
-    return f"[{_signed(interval[0], metric)}, {_signed(interval[1], metric)}]"
-
-
-def _p_is(value: float) -> str:
-    return "p < 0.0001" if value < 0.0001 else f"p = {value:.4f}"
-
-
-def _p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.dataset.groups import name_some
 from nnssl.dataset.parallel import default_processes, map_cases
 from nnssl.errors import UserError
 from nnssl.evaluation.cases import CaseResult, CaseTask, evaluate_case
@@ -51,7 +52,7 @@ class FolderPair:
         """Tables and means of the scores of all cases, wherever they were computed."""
         ordered = {case: scores[case] for case in self.tasks}
         left_out = sorted(set().union(*(result.not_evaluated for result in ordered.values())))
-        notes = list(self.notes)
+        notes = [*self.notes, *_geometry_notes(ordered)]
         if left_out:
             notes.append(f"label values in the files that are not evaluated: {', '.join(map(str, left_out))}")
         return collect(self.tasks, ordered, self.labels, self.tolerances_mm, notes)
@@ -128,7 +129,7 @@ def match_folders(
         cases: names of the cases to evaluate; by default all of ``reference_folder``.
 
     Raises:
-        UserError: for a missing prediction (all are named), and unusable arguments.
+        UserError: for missing predictions and links that lead nowhere (all are named), and unusable arguments.
     """
     reference_folder, prediction_folder = _check_folders(reference_folder, prediction_folder)
     tolerances = _tolerances(nsd_tolerance_mm)
@@ -154,6 +155,18 @@ def match_folders(
         for case in names
     }
     return FolderPair(tasks, chosen_labels, tolerances, tuple(notes))
+
+
+def _geometry_notes(results: Mapping[str, CaseResult]) -> list[str]:
+    """Sentences about cases whose distances are not in mm, or are wrong."""
+    notes = []
+    for unit in sorted({result.unit for result in results.values()} - {"mm"}):
+        own = [case for case, result in results.items() if result.unit == unit]
+        which = "all cases" if len(own) == len(results) else name_some(own)
+        notes.append(f"no spacing is known, distances, volumes and tolerances of NSD are in {unit}: {which}")
+    if sheared := [case for case, result in results.items() if not result.orthonormal]:
+        notes.append(f"voxel axes are not orthonormal (sheared), so that distances are wrong: {name_some(sheared)}")
+    return notes
 
 
 def _check_folders(reference_folder: Folder, prediction_folder: Folder) -> tuple[Path, Path]:
@@ -195,9 +208,12 @@ def _common_ending(folder: Path) -> str:
     from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
     known = {ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}
-    names = [entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
-    # of .nii.gz and .gz the longer one counts
-    endings = {max(matches, key=len) for name in names if (matches := [e for e in known if name.lower().endswith(e)])}
+    # of .nii.gz and .gz the longer one counts, written as in the names
+    endings = {
+        name[-max(matches) :]
+        for name in _file_names(folder)
+        if (matches := [len(ending) for ending in known if name.lower().endswith(ending)])
+    }
     if len(endings) != 1:
         raise UserError(
             "the format of the label files is not clear",
@@ -210,8 +226,16 @@ def _common_ending(folder: Path) -> str:
 
 
 def _list_cases(folder: Path, ending: str) -> list[str]:
-    names = (entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
-    return sorted(name[: -len(ending)] for name in names if name.endswith(ending))
+    return sorted(name[: -len(ending)] for name in _file_names(folder) if name.endswith(ending))
+
+
+def _file_names(folder: Path) -> list[str]:
+    """Names of the files that are not hidden, and of links that lead nowhere."""
+    return [
+        entry.name
+        for entry in os.scandir(folder)
+        if not entry.name.startswith(".") and (entry.is_file() or not os.path.exists(entry.path))
+    ]
 
 
 def _choose_cases(
@@ -242,10 +266,22 @@ def _choose_cases(
                 found=f"none for {', '.join(missing)}",
                 fix="predict these cases, or name the cases to evaluate (--cases)" if what == "predictions" else None,
             )
+    _check_links([folder / (case + ending) for folder in (reference_folder, prediction_folder) for case in chosen])
     extra = [case for case in predictions if case not in set(references)]
     if extra and cases is None:
         return chosen, [f"predictions without reference label, not evaluated: {', '.join(extra)}"]
     return chosen, []
+
+
+def _check_links(files: Sequence[Path]) -> None:
+    broken = [file for file in files if not file.exists()]
+    if broken:
+        raise UserError(
+            f"{len(broken)} label files are links to files that do not exist",
+            where=name_some(map(str, broken)),
+            found=f"a link to {os.readlink(broken[0])}",
+            fix="mount or restore the files that the links lead to, or replace the links by them",
+        )
 
 
 def _find_reader(dataset_json: Mapping[str, Any] | None, ending: str, example: Path) -> type:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nnssl.dataset.raw import declared_values, validate_labels
 from nnssl.errors import UserError
+from nnssl.evaluation.metrics import HIGHEST_LABEL
 from nnssl.utils.files import read_json
 
 
@@ -61,14 +62,27 @@ class EvaluationLabels:
                 raise UserError(
                     "label is repeated, negative or the ignore label", where=f"label {key}", fix="check -l and -il"
                 )
+            _check_highest(own)
             classes[key] = own
         if not classes:
             raise UserError("no label to evaluate", fix="name the label values (-l 1 2)")
+        if ignore_label is not None:
+            _check_highest((ignore_label,))
         return cls(classes, {name: name for name in classes}, ignore_label)
 
     def is_foreground(self, name: str) -> bool:
         """False for background (value 0), which nnU-Net leaves out of the foreground mean."""
         return self.classes[name] != (0,)
+
+
+def _check_highest(values: Sequence[int]) -> None:
+    if too_high := [value for value in values if value > HIGHEST_LABEL]:
+        raise UserError(
+            "label value is too high",
+            expected=f"values from 0 to {HIGHEST_LABEL}, as label files hold them",
+            found=", ".join(map(str, too_high)),
+            fix="check -l and -il",
+        )
 
 
 def find_dataset_json(reference_folder: str | os.PathLike[str], prediction_folder: str | os.PathLike[str]) -> Path:

@@ -42,7 +42,7 @@ HD_PERCENT = 95
 # distances and areas that differ by less are equal: spacings come from float32 headers
 _TOLERANCE_SLACK = 1e-5
 _AREA_SLACK = 1e-9
-_HIGHEST_LABEL = 2**16 - 1
+HIGHEST_LABEL = 2**16 - 1
 _BLOCK_VOXELS = 1 << 22
 
 
@@ -170,11 +170,11 @@ def _check_arguments(
     for name, array in (("reference", reference), ("prediction", prediction)):
         if array.dtype.kind not in "bui":
             raise ValueError(f"{name} holds {array.dtype}, not integers")
-        if array.min() < 0 or array.max() > _HIGHEST_LABEL:
-            raise ValueError(f"{name} holds values from {array.min()} to {array.max()}, not within 0..{_HIGHEST_LABEL}")
+        if array.min() < 0 or array.max() > HIGHEST_LABEL:
+            raise ValueError(f"{name} holds values from {array.min()} to {array.max()}, not within 0..{HIGHEST_LABEL}")
     for class_name, values in classes.items():
-        if not values or not all(0 <= value <= _HIGHEST_LABEL for value in values):
-            raise ValueError(f"class {class_name} has label values {values}, not within 0..{_HIGHEST_LABEL}")
+        if not values or not all(0 <= value <= HIGHEST_LABEL for value in values):
+            raise ValueError(f"class {class_name} has label values {values}, not within 0..{HIGHEST_LABEL}")
         if ignore_label in values:
             raise ValueError(f"class {class_name} contains the ignore label {ignore_label}")
     if not all(np.isfinite(t) and t >= 0 for t in tolerances_mm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from nnssl.evaluation.labels import EvaluationLabels
 from nnssl.evaluation.metrics import metric_names, nsd_name
 from nnssl.utils.files import atomic_path, write_json
 
+_KEYS = ("case", "class", "label", "status")
 _COUNTS = ("n", "excluded", "failures")
 _UNITS = {
     "Dice": "1",
@@ -64,10 +66,15 @@ class Evaluation:
         """Mean over the foreground classes of their means over the cases, as nnU-Net's; with the summed counts."""
         return self.summary["foreground_mean"]
 
+    @property
+    def unit(self) -> str:
+        """Unit of distances: mm, or pixels or voxels if the files of no case tell the spacing."""
+        return self.summary["units"]["HD95"]
+
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes ``summary`` to ``path`` (``.json``), and ``per_case`` beside it with the ending ``.csv``.
 
-        As in nnU-Net's file, a metric without value is NaN. ``UserError`` if ``path`` has another ending.
+        As in nnU-Net's file, a metric without value is NaN. ``UserError`` as :func:`check_output`.
         """
         target = check_output(path)
         write_json(self.summary, target)
@@ -75,7 +82,7 @@ class Evaluation:
             self.per_case.to_csv(temporary, index=False)
 
     def table(self) -> str:
-        """Text table: per class and foreground mean the counts, Dice, IoU, HD95 and ASSD in mm, and NSD."""
+        """Text table: per class and foreground mean the counts, Dice, IoU, HD95 and ASSD in `unit`, and NSD."""
         nsd = [nsd_name(tolerance) for tolerance in self.summary["nsd_tolerance_mm"]]
         shown = ["Dice", "IoU", "HD95", "ASSD", *nsd]
         rows = [["class", *_COUNTS, *shown]]
@@ -93,14 +100,44 @@ class Evaluation:
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
-    """``path`` as a Path; ``UserError`` unless it ends with ``.json`` and can be written."""
+    """``path`` as a Path.
+
+    ``UserError`` unless it ends with ``.json``, its folder can be written to, and the table beside it would replace
+    none but a table of an evaluation.
+    """
     target = Path(path)
     if target.suffix != ".json":
         raise UserError("output file must end with .json", found=target, fix="for example -o summary.json")
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError("output folder cannot be written to", where=folder, fix="name another file (-o FILE)")
+    check_writable(target)
+    _check_table(target.with_suffix(".csv"))
     return target
+
+
+def check_writable(target: Path) -> None:
+    """``UserError`` unless a file can be made in the folder of ``target``, or in the first one above that exists."""
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    try:
+        # permissions alone do not tell it: the user may be root, the disk full, the file system a special one
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            "output folder cannot be written to", where=folder, found=error.strerror, fix="name another file (-o FILE)"
+        ) from None
+
+
+def _check_table(file: Path) -> None:
+    """``UserError`` if ``file`` exists and is not a table of an evaluation."""
+    if not file.exists():
+        return
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        header = stream.readline()
+    if header and not header.startswith(",".join(_KEYS)):
+        raise UserError(
+            "a file that no evaluation wrote is in the place of the table of the cases",
+            where=file,
+            fix="name another file (-o FILE.json, beside which FILE.csv is written), or move this one away",
+        )
 
 
 def collect(
@@ -117,7 +154,7 @@ def collect(
         for case, result in results.items()
         for name, score in result.scores.items()
     ]
-    per_case = pd.DataFrame(rows, columns=["case", "class", "label", "status", *metrics])
+    per_case = pd.DataFrame(rows, columns=[*_KEYS, *metrics])
     per_class = _means_per_class(per_case, labels, metrics)
     foreground = per_class[[labels.is_foreground(name) for name in per_class.index]]
     foreground_mean = foreground.loc[foreground["n"] > 0, metrics].mean().to_dict()
@@ -132,12 +169,20 @@ def collect(
         "labels": {key: name for name, key in labels.keys.items()},
         "ignore_label": labels.ignore_label,
         "nsd_tolerance_mm": list(tolerances_mm),
-        "units": _UNITS,
+        "units": _units(results),
         "conventions": _CONVENTIONS,
         "notes": notes,
         "nnssl_version": __version__,
     }
     return Evaluation(per_case, per_class, summary, notes)
+
+
+def _units(results: Mapping[str, CaseResult]) -> dict[str, str]:
+    """Units by metric; not in mm if the files of all cases tell no spacing."""
+    own = {result.unit for result in results.values()}
+    if len(own) != 1 or "mm" in own:
+        return _UNITS
+    return {name: min(own) if unit.startswith("mm") else unit for name, unit in _UNITS.items()}
 
 
 def _means_per_class(per_case: pd.DataFrame, labels: EvaluationLabels, metrics: list[str]) -> pd.DataFrame:
@@ -157,8 +202,9 @@ def _means_per_class(per_case: pd.DataFrame, labels: EvaluationLabels, metrics: 
 def _case_entry(task: CaseTask, result: CaseResult, labels: EvaluationLabels) -> dict[str, Any]:
     return {
         "case": task.case,
-        "reference_file": str(task.reference_file),
-        "prediction_file": str(task.prediction_file),
+        # absolute, for those who read the summary in another working directory
+        "reference_file": os.path.abspath(task.reference_file),
+        "prediction_file": os.path.abspath(task.prediction_file),
         "metrics": {labels.keys[name]: score.metrics for name, score in result.scores.items()},
         "status": {labels.keys[name]: score.status for name, score in result.scores.items()},
     }

@@ -84,6 +84,13 @@ def higher_is_better(metric: str) -> bool:
     return metric not in _LOWER_IS_BETTER
 
 
+def distance_unit(runs: Sequence[EvaluatedRun]) -> str:
+    """Unit of distances: mm, or pixels or voxels if any of the runs was evaluated on images without spacing."""
+    units = [run.summary.get("units") for run in runs]
+    named = [unit.get("HD95", "mm") for unit in units if isinstance(unit, dict)]
+    return next((unit for unit in named if unit != "mm"), "mm")
+
+
 def perfect_value(metric: str) -> float:
     return 1.0 if higher_is_better(metric) else 0.0
 
@@ -92,18 +99,30 @@ def open_runs(texts: Sequence[str | os.PathLike[str]]) -> list[EvaluatedRun]:
     """Opens runs written as ``FOLDER`` or ``NAME=FOLDER``.
 
     A folder without a name is named after the trainer if the runs differ by it, else by the part of its path in which
-    they differ.
+    they differ. Only given names make runs seeds of one method.
 
     Raises:
-        UserError: if a folder holds no or several evaluations, if one is damaged, or if a run is named twice.
+        UserError: if a folder holds no or several evaluations, if one is damaged, if a run is named twice, or if a run
+            without a name would be called as one that was given a name.
     """
     pairs = [_split_name(os.fspath(text)) for text in texts]
     files = [find_summary(Path(folder)) for _, folder in pairs]
     repeated = [file for number, file in enumerate(files) if file.resolve() in {f.resolve() for f in files[:number]}]
     if repeated:
         raise UserError("a run is named twice", where=repeated[0])
-    proposed = iter(_names([file for (name, _), file in zip(pairs, files, strict=True) if name is None]))
-    return [open_run(file, name or next(proposed)) for (name, _), file in zip(pairs, files, strict=True)]
+    unnamed = [file for (name, _), file in zip(pairs, files, strict=True) if name is None]
+    proposed = _names(unnamed)
+    given = {name: folder for name, folder in pairs if name is not None}
+    for name, file in zip(proposed, unnamed, strict=True):
+        if name in given:
+            raise UserError(
+                "a run without a name would be called as another one",
+                where=file,
+                found=f"{name}, which is given to {given[name]}",
+                fix=f"name it, too (NAME={file.parent}); runs of one given name are seeds of one method",
+            )
+    remaining = iter(proposed)
+    return [open_run(file, name or next(remaining)) for (name, _), file in zip(pairs, files, strict=True)]
 
 
 def open_run(summary_file: Path, name: str) -> EvaluatedRun:
@@ -176,7 +195,8 @@ def _names(files: Sequence[Path]) -> list[str]:
         names = [own[-depth] for own in parts]
         if len(set(names)) == len(names):
             return names
-    return [str(file.parent) for file in files]
+    folders = [str(file.parent) for file in files]
+    return folders if len(set(folders)) == len(folders) else [str(file) for file in files]
 
 
 def trainer_of(summary_file: Path) -> str | None:

@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from nnssl._version import __version__
 from nnssl.errors import UserError
-from nnssl.evaluation.comparison import FOREGROUND, heading
+from nnssl.evaluation.comparison import FOREGROUND
+from nnssl.evaluation.results import check_writable
 from nnssl.evaluation.runs import open_runs
 from nnssl.evaluation.statistics import bootstrap_interval
 from nnssl.report import figures
@@ -43,6 +44,7 @@ def write_report(
     target = Path(path)
     if target.suffix != ".html":
         raise UserError("the report must end with .html", found=target)
+    check_writable(target)
     if options.cases < 0:
         raise UserError("--cases must be 0 or more", found=options.cases)
     html = render(gather_results(open_runs(runs), options), options)
@@ -80,10 +82,10 @@ def render(results: Results, options: ReportOptions) -> str:
         "conclusions": sentences,
         "limits": limiting,
         "class_rows": class_rows(results),
-        "headings": {metric: heading(metric) for metric in results.metrics},
+        "headings": {metric: results.heading(metric) for metric in results.metrics},
         "distributions": _distributions(results),
         "case_plots": [
-            figures.case_plot(heading(metric), results.means(metric), metric)
+            figures.case_plot(results.heading(metric), results.means(metric), metric)
             for metric in results.metrics
             if metric in _PLOTTED
         ],
@@ -111,11 +113,11 @@ def _gap_figure(results: Results, ceiling: str | None) -> Markup | None:
 def _distributions(results: Results) -> list[Markup]:
     found = []
     for metric in (name for name in results.metrics if name in _PLOTTED):
-        found.append(figures.distribution(f"{FOREGROUND}: {heading(metric)}", results.means(metric), metric))
+        found.append(figures.distribution(f"{FOREGROUND}: {results.heading(metric)}", results.means(metric), metric))
         if len(results.classes) > 1:
             for index, class_name in enumerate(results.classes):
                 values = {name: array[:, index] for name, array in results.values[metric].items()}
-                found.append(figures.distribution(f"{class_name}: {heading(metric)}", values, metric))
+                found.append(figures.distribution(f"{class_name}: {results.heading(metric)}", values, metric))
     return found
 
 

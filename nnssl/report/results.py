@@ -19,8 +19,9 @@ from nnssl.evaluation.comparison import (
     group_methods,
     paired_values,
 )
-from nnssl.evaluation.runs import EvaluatedRun, higher_is_better
+from nnssl.evaluation.runs import EvaluatedRun, distance_unit, higher_is_better
 from nnssl.evaluation.statistics import ratio_interval
+from nnssl.evaluation.wording import heading
 from nnssl.report.training import Training, training_of
 
 _METRICS = ("Dice", "HD95", "ASSD")
@@ -56,6 +57,10 @@ class Results:
     comparison: Comparison | None
     notes: list[str]
 
+    def heading(self, metric: str) -> str:
+        """The metric with its unit and direction."""
+        return heading(metric, distance_unit([run for method in self.methods for run in method.runs]))
+
     def means(self, metric: str) -> dict[str, NDArray[np.float64]]:
         """Foreground mean of every case by method."""
         return {name: case_means(values) for name, values in self.values[metric].items()}
@@ -79,6 +84,7 @@ def gather_results(runs: Sequence[EvaluatedRun], options: ReportOptions) -> Resu
     metrics = [name for name in runs[0].metrics if name in _METRICS or name.startswith("NSD@")]
     metrics = [name for name in metrics if all(name in run.metrics for run in runs)]
     cases, notes = common_cases(runs)
+    notes += [problem for training in trainings.values() for problem in training.problems]
     comparison = compare_runs(runs, metrics, per_class=True) if len(methods) > 1 else None
     classes = [name for name in runs[0].classes if runs[0].class_values[name] != (0,)]
     values = {metric: {m.name: paired_values(m, m, metric, cases, classes)[0] for m in methods} for metric in metrics}
@@ -108,19 +114,29 @@ def worst_first(results: Results) -> list[str]:
 
 
 def share_of_gap(results: Results, name: str, ceiling: str | None) -> tuple[float, tuple[float, float] | None] | None:
-    """Share of the gap between the first method and the ceiling that a method closes; None if there is no gap."""
+    """Share of the gap between the first method and the ceiling that a method closes; None if there is no gap.
+
+    Both differences are paired, as in the comparison: a class that one of the two invents counts as perfect in the
+    other. A case in which neither of two methods has a class that can be scored is a difference of 0 between them.
+    """
     methods = {method.name: method for method in results.methods}
-    baseline = results.methods[0].name
-    if ceiling is None or name in (baseline, ceiling) or ceiling == baseline:
+    baseline = results.methods[0]
+    if ceiling is None or name in (baseline.name, ceiling) or ceiling == baseline.name:
         return None
     metric = results.metrics[0]
-    first, own, best = (results.means(metric)[key] for key in (baseline, methods[name].name, ceiling))
-    valid = ~np.isnan(first + own + best)
-    gain, gap = (own - first)[valid], (best - first)[valid]
-    if not valid.any() or gap.mean() * (1 if higher_is_better(metric) else -1) <= 0:
+    gain, gap = (_differences(methods[other], baseline, metric, results) for other in (name, ceiling))
+    known = ~(np.isnan(gain) & np.isnan(gap))
+    gain, gap = np.nan_to_num(gain[known]), np.nan_to_num(gap[known])
+    if not gap.size or gap.mean() * (1 if higher_is_better(metric) else -1) <= 0:
         return None
     sign = np.sign(gap.mean())
     return float(gain.mean() / gap.mean()), ratio_interval(sign * gain, sign * gap)
+
+
+def _differences(first: Method, second: Method, metric: str, results: Results) -> NDArray[np.float64]:
+    """Foreground means of the first method minus those of the second, (cases,); NaN where neither has a class."""
+    own, other = paired_values(first, second, metric, results.cases, results.classes)
+    return case_means(own) - case_means(other)
 
 
 def finite(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.evaluation.comparison import FOREGROUND, Comparison, conclusion, limits
+from nnssl.evaluation.comparison import FOREGROUND, Comparison
 from nnssl.evaluation.runs import perfect_value
 from nnssl.evaluation.statistics import bootstrap_interval
+from nnssl.evaluation.wording import conclusion, limits
 from nnssl.report.results import Results, finite, share_of_gap
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"

@@ -26,6 +26,7 @@ class Training:
         curves: ``curves.csv``, one row per epoch.
         plans, dataset: ``plans.json`` and ``dataset.json`` of the model.
         prediction: how the masks were predicted.
+        problems: sentences about files that cannot be shown.
     """
 
     fold_folder: Path | None = None
@@ -34,6 +35,7 @@ class Training:
     plans: Mapping[str, Any] = field(default_factory=dict)
     dataset: Mapping[str, Any] = field(default_factory=dict)
     prediction: Mapping[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     @property
     def losses(self) -> list[str]:
@@ -68,9 +70,7 @@ def training_of(run: EvaluatedRun) -> Training:
         model = fold.parent
     else:
         return Training()
-    curves = None
-    if fold is not None and (fold / "curves.csv").is_file():
-        curves = pd.read_csv(fold / "curves.csv")
+    curves, problems = (None, ()) if fold is None else _read_curves(fold / "curves.csv")
     return Training(
         fold_folder=fold if fold is not None and fold.is_dir() else None,
         record=_read(fold / "run.json") if fold is not None else {},
@@ -79,7 +79,22 @@ def training_of(run: EvaluatedRun) -> Training:
         plans=_read(model / "plans.json") or _read(run.folder / "plans.json"),
         dataset=_read(model / "dataset.json") or _read(run.folder / "dataset.json"),
         prediction=prediction,
+        problems=problems,
     )
+
+
+def _read_curves(path: Path) -> tuple[pd.DataFrame | None, tuple[str, ...]]:
+    """``curves.csv``, or None and why: it may be empty or damaged, as after a crash of the machine."""
+    if not path.is_file():
+        return None, ()
+    try:
+        curves = pd.read_csv(path)
+        if "epoch" in curves.columns:
+            return curves, ()
+        reason = "it has no column epoch"
+    except ValueError as error:  # of pandas, or of the decoding
+        reason = str(error)
+    return None, (f"the curves of the training are not shown ({path}: {reason})",)
 
 
 def _read(path: Path) -> dict[str, Any]:

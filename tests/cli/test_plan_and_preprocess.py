@@ -174,3 +174,10 @@ def test_help_does_not_import_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "-gpu_memory_target" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["x", "0", "1.5"])
+def test_numbers_of_processes(capsys, text):
+    with pytest.raises(SystemExit):
+        run("plan_and_preprocess", ["-d", "801", "-np", text])
+    assert f"argument -np: {text!r} is not a whole number from 1" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from nnssl.errors import UserError
 from nnssl.evaluation.comparison import FOREGROUND, compare_runs
 from nnssl.evaluation.evaluator import evaluate_folders
 from nnssl.evaluation.runs import find_summary, open_run, open_runs
+from nnssl.evaluation.wording import NOTHING_TO_COMPARE, conclusion
 from tests.evaluation.files import make_folders
 from tests.evaluation.summaries import write_summary
 
@@ -191,6 +192,79 @@ def test_an_evaluation_of_this_package_and_one_of_nnunet(tmp_path):
     assert theirs.files["a"].prediction == prediction / "a.nii.gz"
     assert set(ours.metrics) == {"Dice", "IoU", "HD95", "ASSD", "NSD@1mm", "volume_error"}
     assert (ours.table("volume_error") >= 0).all(axis=None)
+
+
+def test_conclusions_agree_with_the_corrected_values(tmp_path):
+    """Class b is in six cases, whose smallest p is corrected by that of class a, which has more: 0.0312 can be."""
+    scores = {
+        name: {case: [0.5 + plus * (1 + n / 20), 0.5 + plus * (1 + n / 9) if n < 6 else None]
+               for n, case in enumerate(CASES)}
+        for name, plus in (("base", 0.0), ("better", 0.1))
+    }  # fmt: skip
+    for name, values in scores.items():
+        write_summary(tmp_path / name, values)
+    found = compare(tmp_path, "base", "better", per_class=True)
+    b = found.rows[-1]
+    assert (b.statistics.n, b.comparisons, b.p_holm) == (6, 2, pytest.approx(2 / 2**6))
+    assert "better is better in 6 of 6 cases" in conclusion(b)
+    # with as many cases in both classes it could not have been shown
+    for name, values in scores.items():
+        write_summary(tmp_path / name, {case: values[case] for case in CASES[:6]})
+    b = compare(tmp_path, "base", "better", per_class=True).rows[-1]
+    assert (b.p_holm, b.least_p_holm) == (pytest.approx(4 / 2**6), pytest.approx(4 / 2**6))
+    assert "too few cases (6)" in conclusion(b)
+
+
+def test_equal_differences_are_shown_by_the_mean(tmp_path):
+    for name, dice in (("base", 0.5), ("better", 0.75)):
+        write_summary(tmp_path / name, {case: [dice] for case in CASES[:10]})
+    found = compare(tmp_path, "base", "better")
+    assert found.rows[0].statistics.interval is None
+    assert found.conclusions[0].endswith("better is better in 10 of 10 cases (mean difference +0.2500, p = 0.0020).")
+
+
+def test_cases_that_do_not_differ_do_not_count(tmp_path):
+    """Six cases could show a difference, five that differ cannot."""
+    for name, dice in (("base", 0.5), ("better", 0.6)):
+        cases = {case: [dice + n / 50 * (dice > 0.5)] for n, case in enumerate(CASES[:5])}
+        write_summary(tmp_path / name, cases | {CASES[5]: [0.7]})
+    found = compare(tmp_path, "base", "better")
+    assert (found.rows[0].statistics.ties, found.rows[0].p_holm) == (1, 0.0625)
+    assert "no difference shown" in found.conclusions[0]
+    assert "Only 5 of 6 cases differ, too few" in found.conclusions[0]
+
+
+def test_numbers_of_cases_that_differ_are_shown_by_row(tmp_path):
+    for name, dice in (("base", 0.5), ("better", 0.6)):
+        write_summary(tmp_path / name, {case: [dice, dice if n < 7 else None] for n, case in enumerate(CASES)})
+    text = compare(tmp_path, "base", "better", per_class=True).text()
+    head, names, _, *rows = text.split("\n\n")[0].splitlines()
+    assert head == "Dice (higher is better), 7 to 12 cases"
+    assert names.split()[:4] == ["method", "minus", "class", "cases"]
+    # two words are the name of the first row
+    assert [rows[0].split()[4], rows[1].split()[3], rows[2].split()[3]] == ["12", "12", "7"]
+    assert "12 cases\n" in compare(tmp_path, "base", "better").text()
+
+
+def test_nothing_to_compare(tmp_path):
+    for name in ("x", "y"):
+        write_summary(tmp_path / name, {case: [None, None] for case in CASES[:3]})
+    found = compare(tmp_path, "x", "y", per_class=True)
+    assert found.rows == []
+    assert found.text() == f"- {NOTHING_TO_COMPARE}"
+
+
+def test_a_folder_called_as_a_given_name_is_no_seed(folder, capsys):
+    write_summary(folder / "Full", BASE)
+    with pytest.raises(UserError, match=r"would be called as another one\n.*Full/summary.json\n.*Full, which is given"):
+        open_runs([f"Full={folder / 'base'}", folder / "Full", folder / "better"])
+    assert [run.name for run in open_runs([f"Base={folder / 'base'}", folder / "Full"])] == ["Base", "Full"]
+    assert [run.name for run in open_runs([f"A={folder / 'base'}", f"A={folder / 'Full'}"])] == ["A", "A"]
+
+
+def test_summaries_in_one_folder_are_no_seeds(tmp_path):
+    files = [write_summary(tmp_path / name, BASE).rename(tmp_path / f"{name}.json") for name in ("one", "two")]
+    assert [run.name for run in open_runs(files)] == [str(file) for file in files]
 
 
 @pytest.mark.parametrize("ending", ["json", "csv"])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -52,6 +54,71 @@ def test_mistakes_end_with_one_message(tmp_path, capsys):
     assert run("evaluate", [*arguments, "-o", str(tmp_path / "file" / "x.json")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert not (prediction / "summary.json").exists()
+
+
+def test_units_are_those_of_the_files(tmp_path, capsys):
+    arguments = ["-gt", str(tmp_path / "gt"), "-pred", str(tmp_path / "pred"), "-np", "1"]
+    make_folders(tmp_path, ".png", shape=(30, 40))
+    assert run("evaluate", arguments) == 0
+    printed, told = capsys.readouterr()
+    assert "HD95 and ASSD in pixels. Written" in printed
+    assert "no spacing is known" in told
+    assert run("compare", [*(f"{name}={_copy(tmp_path, name)}" for name in "xy"), "--metric", "HD95"]) == 0
+    assert "HD95 in pixels (lower is better)" in capsys.readouterr().out
+
+
+def _copy(folder, name):
+    (folder / name).mkdir()
+    return shutil.copy(folder / "pred" / "summary.json", folder / name)
+
+
+def test_a_table_of_something_else_is_kept(tmp_path, capsys):
+    reference, prediction = make_folders(tmp_path)
+    other = tmp_path / "my.csv"
+    other.write_text("patient,age\n1,80\n")
+    arguments = ["-gt", str(reference), "-pred", str(prediction), "-o", str(other.with_suffix(".json")), "-np", "1"]
+    assert run("evaluate", arguments) == 2
+    assert str(other) in capsys.readouterr().err
+    assert other.read_text() == "patient,age\n1,80\n"
+    assert not other.with_suffix(".json").exists()
+    other.unlink()
+    assert run("evaluate", arguments) == 0
+    assert run("evaluate", arguments) == 0
+    assert len(pd.read_csv(other)) == 6
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no such file system")
+def test_folders_that_take_no_file_are_found_before_the_work(tmp_path, capsys, monkeypatch):
+    reference, prediction = make_folders(tmp_path)
+    monkeypatch.setattr("nnssl.evaluation.evaluator.evaluate_folders", pytest.fail)
+    words = ["-gt", str(reference), "-pred", str(prediction), "-o", "/proc/x.json"]
+    for command in (
+        ("evaluate", *words),
+        ("compare", "a", "b", "-o", "/proc/x.csv"),
+        ("report", "a", "-o", "/proc/x.html"),
+    ):
+        assert run(command[0], command[1:]) == 2
+        assert "output folder cannot be written to" in capsys.readouterr().err
+
+
+def test_paths_in_the_summary_lead_to_the_files_from_everywhere(tmp_path, monkeypatch):
+    reference, prediction = make_folders(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run("evaluate", ["-gt", "gt", "-pred", "pred", "-np", "1"]) == 0
+    entry = json.loads((prediction / "summary.json").read_text())["metric_per_case"][0]
+    assert entry["reference_file"] == str(reference / "a.nii.gz")
+    assert entry["prediction_file"] == str(prediction / "a.nii.gz")
+
+
+@pytest.mark.parametrize("flags", [[], ["-u"]], ids=["buffered", "unbuffered"])
+def test_a_reader_that_leaves_early(tmp_path, flags):
+    """As in ``nnssl_trainers | head -0``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, *flags, "-m", "nnssl", "trainers"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_from_the_shell_with_two_processes(tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -146,15 +147,45 @@ def test_two_dimensional_images(tmp_path):
     row = result.per_case.iloc[0]
     for name in ("Dice", "HD95", "ASSD", "volume_reference"):
         assert row[name] == pytest.approx(expected.metrics[name])
+    assert result.unit == "pixels"
+    assert [result.summary["units"][name] for name in ("Dice", "HD95", "ASSD")] == ["1", "pixels", "pixels"]
+    assert result.notes == [
+        "no spacing is known, distances, volumes and tolerances of NSD are in pixels: all cases",
+    ]
 
 
 def test_three_dimensional_tif_with_spacing_file(tmp_path):
     reference, prediction = make_folders(tmp_path, ".tif", cases=0)
     for folder, noise in ((reference, 0), (prediction, 0.4)):
         Tiff3DIO().write_seg(label_map(0, noise), str(folder / "a.tif"), {"spacing": [2.0, 1.25, 0.8]})
-    row = evaluate((reference, prediction)).per_case.iloc[0]
+    result = evaluate((reference, prediction))
     expected = compare_label_maps(label_map(0), label_map(0, 0.4), (2.0, 1.25, 0.8), {"1": (1,)})["1"].metrics
-    assert row["HD95"] == pytest.approx(expected["HD95"])
+    assert result.per_case.iloc[0]["HD95"] == pytest.approx(expected["HD95"])
+    assert (result.unit, result.notes) == ("mm", [])
+
+
+def test_tif_without_spacing_file(tmp_path):
+    folders = make_folders(tmp_path, ".tif", cases=0)
+    for folder, noise in zip(folders, (0, 0.4), strict=True):
+        for case in "ab":
+            Tiff3DIO().write_seg(label_map(0, noise), str(folder / f"{case}.tif"), {"spacing": [1, 1, 1]})
+        (folder / "a.json").unlink()
+    some = evaluate(folders)
+    assert some.unit == "mm"
+    assert some.notes == ["no spacing is known, distances, volumes and tolerances of NSD are in voxels: a"]
+    assert evaluate(folders, cases=["a"]).unit == "voxels"
+
+
+def test_sheared_axes_are_told(tmp_path):
+    folders = make_folders(tmp_path)
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.8
+    for folder, noise in zip(folders, (0, 0.4), strict=True):
+        image = nibabel.Nifti1Image(label_map(1, noise).transpose(), sheared)
+        nibabel.save(image, folder / "b.nii.gz")
+    result = evaluate(folders, reader_writer=NibabelIO)
+    assert result.notes == ["voxel axes are not orthonormal (sheared), so that distances are wrong: b"]
+    assert result.summary["notes"] == result.notes
 
 
 def test_label_values_instead_of_a_description(tmp_path):
@@ -204,6 +235,29 @@ def test_missing_predictions(tmp_path):
     assert "list of cases is empty" in failure_of(folders, cases=[])
 
 
+@pytest.mark.parametrize("with_prediction", [True, False])
+def test_links_that_lead_nowhere(tmp_path, with_prediction):
+    folders = make_folders(tmp_path)
+    for folder in folders[: 1 if with_prediction else 2]:
+        (folder / "b.nii.gz").unlink()
+        (folder / "b.nii.gz").symlink_to("/not/mounted/b.nii.gz")
+    message = failure_of(folders)
+    assert f"{1 if with_prediction else 2} label files are links to files that do not exist" in message
+    assert str(folders[0] / "b.nii.gz") in message
+    assert "/not/mounted/b.nii.gz" in message
+    assert evaluate(folders, cases=["a", "c"]).per_case["case"].unique().tolist() == ["a", "c"]
+
+
+def test_endings_in_capitals(tmp_path):
+    folders = make_folders(tmp_path)
+    for folder in folders:
+        for file in sorted(folder.glob("*.nii.gz")):
+            file.rename(folder / file.name.replace(".nii.gz", ".NII.GZ"))
+    assert len(evaluate(folders, [1]).per_case) == 3
+    write_labels(folders[0] / "d.nii.gz", label_map(0))
+    assert ".NII.GZ .nii.gz" in failure_of(folders, [1])
+
+
 def test_extra_predictions_are_told(tmp_path):
     folders = make_folders(tmp_path)
     write_labels(folders[1] / "z.nii.gz", label_map(0))
@@ -242,6 +296,7 @@ def test_rounded_headers_are_accepted(tmp_path):
     [
         (label_map(1) * np.uint8(2), "4 ("),
         (label_map(1) * np.float32(0.5), "whole numbers"),
+        (label_map(1) * np.float32(1.0000001), "the value 2.0000002"),
         (label_map(1).astype(np.int16) * -1, "values from -2 to 0"),
         (label_map(1).astype(np.int32) * 70000, "values from 0 to 140000"),
         (np.full(SHAPE, np.nan, np.float32), "not a label map"),
@@ -283,6 +338,8 @@ def test_unusable_arguments(tmp_path):
     assert "without label values" in failure_of(folders, ignore_label=3)
     assert "label 1" in failure_of(folders, [1, 1])
     assert "no label" in failure_of(folders, [])
+    assert "label value is too high" in failure_of(folders, [70000])
+    assert "label value is too high" in failure_of(folders, [1], ignore_label=70000)
     assert "no reference labels" in failure_of(folders, file_ending=".mha")
     assert "no reader" in failure_of(folders, [1], file_ending=".gz")
     assert "reference labels are missing" in failure_of(folders, cases=["q"])
@@ -355,5 +412,5 @@ def test_a_flat_nifti_is_two_dimensional(tmp_path):
 
 def test_scores_survive_json():
     score = ClassScore("failure", {"Dice": 0.0, "HD95": float("inf"), "ASSD": 2.5, "TP": 0.0})
-    result = CaseResult({"liver": score}, frozenset({7, 9}))
+    result = CaseResult({"liver": score}, frozenset({7, 9}), "pixels", orthonormal=False)
     assert CaseResult.of_plain(json.loads(json.dumps(result.plain()))) == result

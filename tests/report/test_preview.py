@@ -190,3 +190,10 @@ def test_what_cannot_be_trained_is_refused(tmp_path, monkeypatch, capsys):
     assert run("preview", [*flags, "--atlas-augmentation", "regional_switch"]) == 2
     assert "at least 2 labeled cases" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
+
+
+def test_steps_are_a_number_from_1(capsys):
+    for text in ("x", "0", "-1", "1.5"):
+        with pytest.raises(SystemExit):
+            run("preview", ["-d", "1", "-tr", "A", "-f", "0", "-o", "x", f"--steps={text}"])
+        assert f"--steps: {text!r} is not a whole number from 1" in capsys.readouterr().err

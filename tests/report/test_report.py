@@ -10,6 +10,7 @@ import pytest
 from nnssl.cli import run
 from nnssl.errors import UserError
 from nnssl.evaluation.evaluator import evaluate_folders
+from nnssl.evaluation.wording import NOTHING_TO_COMPARE
 from nnssl.report.build import write_report
 from nnssl.report.figures import style
 from nnssl.report.pictures import case_views
@@ -159,6 +160,24 @@ def test_budgets_of_one_method_become_curves(tmp_path):
     page = Page(write_report(tmp_path / "r.html", words, ReportOptions(cases=0)))
     assert "A, 2 labeled" in page.text
     assert any(attrs.get("aria-label") == "Dice by number of labeled cases" for _, attrs in page.tags)
+
+
+def test_no_class_in_any_case(tmp_path):
+    for name in "xy":
+        write_summary(tmp_path / name, {f"case_{n}": [None, None] for n in range(4)})
+    options = ReportOptions(cases=0, ceiling="y")
+    page = Page(write_report(tmp_path / "r.html", [tmp_path / name for name in "xy"], options))
+    assert NOTHING_TO_COMPARE in page.text
+
+
+@pytest.mark.parametrize("content", [b"", b"loss\n1\n", b"\xff\xfe", b'epoch,loss\n0,"1\n'])
+def test_curves_that_cannot_be_read(tmp_path, content):
+    fold = tmp_path / "A__P__3d" / "fold_0"
+    write_summary(fold / "validation", {f"case_{n}": [0.5 + n / 100] for n in range(4)})
+    (fold / "curves.csv").write_bytes(content)
+    page = Page(write_report(tmp_path / "r.html", [fold], ReportOptions(cases=0)))
+    assert f"the curves of the training are not shown ({fold / 'curves.csv'}: " in page.text
+    assert "over the epochs" not in page.text
 
 
 def test_mistakes(runs, tmp_path):
