@@ -122,7 +122,9 @@ def _parser() -> argparse.ArgumentParser:
         "(default: they stay at the source only); a folder of its own for each data set",
     )
     parser.add_argument("--copy", action="store_true", help="copy files instead of linking them")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set that nnssl_split made, and its hidden labels")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a data set that nnssl_split made, and its hidden labels"
+    )
     parser.add_argument("-np", type=_count, metavar="N", help="processes for reading labels (default: nnU-Net's)")
     return parser
 
