@@ -21,6 +21,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--transform", choices=["deformable", "affine"], default="deformable", help="default: deformable")
     add("--fusion", choices=["local", "majority"], default="local", help="local weighs the atlases in each voxel by "
         "how alike they are there. Default: local")  # fmt: skip
+    add("--allow_suspicious", action="store_true", help="take NaN and infinite values in NIfTI files for 0, as nnU-Net "
+        "does; else such files are refused")  # fmt: skip
     add("--continue_prediction", action="store_true", help="leave out cases that are already done")
     add("-np", type=int, metavar="N", help="number of processes. Default: 8 (or the environment variable "
         "nnUNet_def_n_proc), at most the number of cores")  # fmt: skip
@@ -39,6 +41,7 @@ def main(argv: list[str]) -> int | None:
         transform=args.transform,
         atlases=tuple(args.atlases),
         continue_prediction=args.continue_prediction,
+        allow_suspicious=args.allow_suspicious,
         num_processes=default_processes() if args.np is None else args.np,
     )
     print(predict_by_atlases(args.i, args.o, RawDataset.open(args.d), options))

@@ -119,10 +119,12 @@ def _parser() -> argparse.ArgumentParser:
         "--hidden-labels",
         metavar="FOLDER",
         help="collect the labels of unlabeled and test cases in this folder, outside nnU-Net's folders "
-        "(default: they stay at the source only)",
+        "(default: they stay at the source only); a folder of its own for each data set",
     )
     parser.add_argument("--copy", action="store_true", help="copy files instead of linking them")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set that nnssl_split made")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a data set that nnssl_split made, and its hidden labels"
+    )
     parser.add_argument("-np", type=_count, metavar="N", help="processes for reading labels (default: nnU-Net's)")
     return parser
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnssl.dataset.groups import group_cases, name_some
+from nnssl.dataset.groups import group_cases, name_some, refuse_repeated
 from nnssl.dataset.source import Source
 from nnssl.dataset.splits import without_groups_of
 from nnssl.errors import UserError
@@ -110,8 +110,10 @@ def plan_budget(
 
     Test cases are those of the source; if it has none with labels, ``test`` of them can be drawn from the pool or
     ``test_cases`` named. With ``unlabeled`` that many of the other cases are kept, and the rest plays no part.
-    ``UserError`` if a group would be in the pool and in the test part.
+    ``UserError`` if a group would be in the pool and in the test part, or if a name is given twice.
     """
+    refuse_repeated("--labeled-cases", labeled_cases)
+    refuse_repeated("--test-cases", test_cases)
     pool, test_part = list(source.pool), list(source.test)
     if test or test_cases:
         if any(case in source.labels for case in source.test):

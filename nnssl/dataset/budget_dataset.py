@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnssl._version import __version__
 from nnssl.dataset.budget import Budget
-from nnssl.dataset.groups import GROUPS_FILE
+from nnssl.dataset.groups import GROUPS_FILE, name_some
 from nnssl.dataset.source import Source
 from nnssl.dataset.splits import SPLITS_FILE, without_groups_of
 from nnssl.errors import UserError
-from nnssl.utils.files import atomic_path, read_json, write_json
+from nnssl.utils.files import read_json, write_json
 from nnssl.utils.paths import raw_folder
 
 MADE_BY = "nnssl_split"
@@ -61,10 +63,15 @@ def make_budget_dataset(
     folders is named: it gets ``unlabeled/<case>`` and ``test/<case>``, to evaluate against.
 
     ``UserError`` if the data set, its id or a filled ``hidden_labels`` folder exists (``overwrite`` replaces those
-    that ``nnssl_split`` made, and no others), or if the source lies in what would be replaced.
+    that ``nnssl_split`` made, and no others), or if the source lies in what would be replaced. Of a folder
+    ``hidden_labels`` only what was written for a data set of this name is replaced; other files in it stay.
     """
     folder = _target_folder(dataset_id, name, overwrite)
-    hidden = None if hidden_labels is None else _hidden_folder(Path(hidden_labels), overwrite)
+    hidden = None if hidden_labels is None else _hidden_folder(Path(hidden_labels), folder.name, overwrite)
+    parts = {"unlabeled": budget.unlabeled, "test": budget.test}
+    with_label = {part: [case for case in parts[part] if case in source.labels] for part in _HIDDEN_PARTS}
+    if hidden is not None:
+        _refuse_files_in_the_way(source, with_label, hidden)
     _refuse_own_source(source, [folder] if hidden is None else [folder, *(hidden / part for part in _HIDDEN_PARTS)])
     building = folder.with_name(f".tmp_{folder.name}_{os.getpid()}")
     building.mkdir(parents=True)
@@ -78,8 +85,6 @@ def make_budget_dataset(
         shutil.rmtree(building, ignore_errors=True)
         raise
     remarks = list(source.remarks)
-    parts = dict(zip(_HIDDEN_PARTS, (budget.unlabeled, budget.test), strict=True))
-    with_label = {part: [case for case in cases if case in source.labels] for part, cases in parts.items()}
     if hidden is not None:
         _write_hidden_labels(source, with_label, hidden, folder.name, copy)
         remarks.append(f"Labels of unlabeled and test cases, to evaluate against: {hidden}")
@@ -120,8 +125,11 @@ def _target_folder(dataset_id: int, name: str, overwrite: bool) -> Path:
     return folder
 
 
-def _hidden_folder(folder: Path, overwrite: bool) -> Path:
-    """Absolute folder for hidden labels; ``UserError`` if it lies within nnU-Net's folders or holds other files."""
+def _hidden_folder(folder: Path, dataset: str, overwrite: bool) -> Path:
+    """Absolute folder for hidden labels of a data set.
+
+    ``UserError`` if it lies within nnU-Net's folders, holds files of others only, or labels of another data set.
+    """
     folder = Path(os.path.abspath(folder))
     for variable in _NNUNET_FOLDERS:
         base = os.environ.get(variable)
@@ -131,12 +139,57 @@ def _hidden_folder(folder: Path, overwrite: bool) -> Path:
                 where=folder,
                 fix="name a folder outside nnU-Net's folders",
             )
-    if folder.exists() and any(folder.iterdir()):
-        made_by_us = (folder / HIDDEN_LABELS_FILE).is_file()
-        if not overwrite or not made_by_us:
-            fix = "choose another folder" + (" or pass --overwrite" if made_by_us else "")
-            raise UserError("the folder for hidden labels is not empty", where=folder, fix=fix)
+    if not folder.exists() or not any(folder.iterdir()):
+        return folder
+    record = _hidden_record(folder)
+    owner = record.get("dataset")
+    if record and owner != dataset:
+        raise UserError(
+            "the folder holds the hidden labels of another data set",
+            where=folder,
+            expected=f"no folder, an empty one, or that of {dataset}",
+            found=f"those of {owner}",
+            fix="choose another folder for hidden labels",
+        )
+    if not record or not overwrite:
+        fix = "choose another folder" + (" or pass --overwrite" if record else "")
+        raise UserError("the folder for hidden labels is not empty", where=folder, fix=fix)
     return folder
+
+
+def _hidden_record(folder: Path) -> dict[str, Any]:
+    """What ``nnssl_split`` wrote about a folder of hidden labels; empty if it did not make it."""
+    file = folder / HIDDEN_LABELS_FILE
+    record = read_json(file) if file.is_file() else {}
+    return record if isinstance(record, dict) and record.get("made_by") == MADE_BY else {}
+
+
+def _hidden_files(folder: Path, parts: Mapping[str, list[str]], ending: str) -> list[Path]:
+    """The label of each case, and where its spacing file would be."""
+    kinds = (ending, ".json") if _has_spacing_files(ending) else (ending,)
+    names = [(part, case + kind) for part, cases in parts.items() for case in cases for kind in kinds]
+    return [folder / part / name for part, name in names if Path(name).name == name]
+
+
+def _earlier_hidden_files(folder: Path, ending: str) -> list[Path]:
+    record = _hidden_record(folder)
+    parts = {part: record.get(part, []) for part in _HIDDEN_PARTS}
+    return _hidden_files(folder, parts, record.get("file_ending", ending))
+
+
+def _refuse_files_in_the_way(source: Source, parts: Mapping[str, list[str]], folder: Path) -> None:
+    """``UserError`` if a hidden label would replace a file that ``nnssl_split`` did not write."""
+    ending = source.dataset_json["file_ending"]
+    earlier = set(_earlier_hidden_files(folder, ending))
+    foreign = [file for file in _hidden_files(folder, parts, ending) if os.path.lexists(file) and file not in earlier]
+    foreign += [folder / part for part in parts if (folder / part).exists() and not (folder / part).is_dir()]
+    if foreign:
+        raise UserError(
+            "files that nnssl_split did not write are in the place of hidden labels",
+            where=folder,
+            found=name_some(str(file.relative_to(folder)) for file in foreign),
+            fix="move them away, or choose another folder for hidden labels",
+        )
 
 
 def _refuse_own_source(source: Source, replaced: Iterable[Path]) -> None:
@@ -168,12 +221,13 @@ def _way_to(file: Path) -> Iterator[Path]:
 def _write_hidden_labels(
     source: Source, parts: Mapping[str, list[str]], folder: Path, dataset: str, copy: bool
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json({"made_by": MADE_BY, "dataset": dataset, **parts}, folder / HIDDEN_LABELS_FILE)
+    ending = source.dataset_json["file_ending"]
+    for file in _earlier_hidden_files(folder, ending):
+        file.unlink(missing_ok=True)
+    record = {"made_by": MADE_BY, "dataset": dataset, "file_ending": ending, **parts}
+    write_json(record, folder / HIDDEN_LABELS_FILE)
     for part, cases in parts.items():
-        if (folder / part).exists():
-            shutil.rmtree(folder / part)
-        (folder / part).mkdir()
+        (folder / part).mkdir(exist_ok=True)
         for case in cases:
             _place_label(source, case, folder / part, copy)
 
@@ -197,9 +251,7 @@ def _place_images(source: Source, case: str, folder: Path, copy: bool) -> None:
     files = source.images[case]
     for channel, file in enumerate(files):
         _place(file, folder / f"{case}_{channel:04d}{ending}", copy)
-    # TIFF has no spacing; nnU-Net reads it from <case>.json beside the image, whose name the source may give a channel
-    stem = files[0][: -len(ending)]
-    _place_spacing_file([stem + ".json", stem[:-5] + ".json"], folder / f"{case}.json", ending, copy)
+    _place_spacing_file(_spacing_files(files[0], ending), folder / f"{case}.json", ending, copy)
 
 
 def _place_label(source: Source, case: str, folder: Path, copy: bool) -> None:
@@ -209,12 +261,25 @@ def _place_label(source: Source, case: str, folder: Path, copy: bool) -> None:
         _place(file, target, copy)
     else:
         _rewrite_label(source, file, target)
-    _place_spacing_file([file[: -len(ending)] + ".json"], folder / f"{case}.json", ending, copy)
+    # without one of its own, the label lies on the grid of its image
+    candidates = [file[: -len(ending)] + ".json", *_spacing_files(source.images[case][0], ending)]
+    _place_spacing_file(candidates, folder / f"{case}.json", ending, copy)
+
+
+def _has_spacing_files(ending: str) -> bool:
+    """TIFF has no spacing; nnU-Net reads it from ``<case>.json`` beside the image."""
+    return ending.lower() in (".tif", ".tiff")
+
+
+def _spacing_files(image: str, ending: str) -> list[str]:
+    """Where the spacing of an image of the source may be, whose name may have a channel or not."""
+    stem = image[: -len(ending)]
+    return [stem + ".json", stem[:-5] + ".json"] if re.search(r"_\d{4}$", stem) else [stem + ".json"]
 
 
 def _place_spacing_file(candidates: list[str], target: Path, ending: str, copy: bool) -> None:
     existing = [file for file in candidates if os.path.isfile(file)]
-    if ending.lower() in (".tif", ".tiff") and existing and not target.exists():
+    if _has_spacing_files(ending) and existing and not target.exists():
         _place(existing[0], target, copy)
 
 
@@ -236,8 +301,11 @@ def _rewrite_label(source: Source, file: str, target: Path) -> None:
     translated = np.zeros(stored.shape[1:], dtype=np.uint8)
     for old, new in source.label_map.items():
         translated[stored[0] == old] = new
-    with atomic_path(target) as temporary:
-        reader_writer.write_seg(translated, str(temporary), properties)
+    # in a folder of its own: a spacing file that the writer puts beside a TIFF is that of the source, placed later
+    with tempfile.TemporaryDirectory(prefix=".tmp_", dir=target.parent) as folder:
+        written = Path(folder, target.name)
+        reader_writer.write_seg(translated, str(written), properties)
+        os.replace(written, target)
 
 
 def _write_descriptions(

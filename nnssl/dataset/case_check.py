@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from nnssl.dataset.volumes import Geometry, UnusableFile, Volume, read_volume
+from nnssl.dataset.volumes import Geometry, UnusableFile, Volume, read_volume, unread_spacing
 
 Kind = Literal["labeled", "unlabeled", "test"]
 Severity = Literal["error", "suspicious", "warning"]
@@ -100,6 +100,8 @@ def _check_images(images: list[str], rules: CheckRules, facts: CaseFacts) -> Geo
             continue
         array, own = volume.array, volume.geometry
         _check_replaced(volume, file, facts)
+        if file == images[0] and (fault := unread_spacing(file, rules.reader_class.__name__)):
+            facts.error(file, fault)
         channels_per_file.append(array.shape[0])
         _check_voxels(array, file, facts)
         if not own.is_orthonormal():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -104,6 +105,17 @@ def group_cases(cases: Iterable[str], groups: Mapping[str, str] | None) -> list[
         key = (True, groups[case]) if groups and case in groups else (False, case)
         together.setdefault(key, []).append(case)
     return list(together.values())
+
+
+def refuse_repeated(flag: str, names: Iterable[str]) -> None:
+    """``UserError`` if a list of names given with ``flag`` holds one twice: another was meant, most likely."""
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(
+            f"the same name twice in {flag}",
+            found=name_some(twice),
+            fix="name it once, or correct it if another one is meant",
+        )
 
 
 def name_some(names: Iterable[str], limit: int = 8) -> str:

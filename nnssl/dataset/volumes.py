@@ -11,6 +11,7 @@ import os
 import re
 import warnings
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,51 @@ def read_volume(file: str, reader_class: type, *, is_label: bool = False) -> Vol
         raise UnusableFile(_reason(error)) from error
     kept = int(array.size - np.isfinite(array).sum()) if nonfinite else 0
     return Volume(array, _geometry(array, properties), nonfinite - kept)
+
+
+def nonfinite_values(files: Iterable[str | os.PathLike[str]], data: np.ndarray) -> int:
+    """NaN and infinite values of a scan that was read as ``data``, and those that the reader made 0 (NIfTI).
+
+    ``UnusableFile`` if a file is missing, empty or truncated.
+    """
+    stored = sum(_check_on_disk(os.fspath(file)) for file in files)
+    return max(stored, int(data.size - np.isfinite(data).sum()))
+
+
+def direction_of(properties: dict[str, Any]) -> np.ndarray | None:
+    """Unit vectors of the voxel axes in columns, (d, d), by the properties that nnU-Net's reader returns.
+
+    Axes are in file order (x, y, z), which is that of the array reversed. None for formats without one (PNG, TIFF).
+    """
+    affine = _affine(properties)
+    if affine is None:
+        return None
+    axes = affine[:-1, :-1]
+    lengths = np.linalg.norm(axes, axis=0)
+    return axes / lengths if np.isfinite(axes).all() and lengths.all() else None
+
+
+def unread_spacing(image: str | os.PathLike[str], reader: str) -> str | None:
+    """Why the spacing file of an image would not be read, or would be that of another one; None if all is well.
+
+    Args:
+        image: of a case, with or without channel in its name.
+        reader: name of nnU-Net's reader. That of 3D TIFF takes the last five characters of a name for the channel and
+            reads ``<case>.json``, or takes 1 mm without a word.
+    """
+    if reader != "Tiff3DIO":
+        return None
+    path = Path(image)
+    numbered = re.search(r"_\d{4}$", path.stem)
+    read, own = path.with_name(path.stem[:-5] + ".json"), path.with_name(path.stem + ".json")
+    rename = f"rename the image to {path.stem}_0000{path.suffix}"
+    if numbered and not read.is_file() and own.is_file():
+        fix = f"rename it to {read.name}" if path.stem.endswith("_0000") else rename
+        return f"nnU-Net looks for the spacing in {read.name}, not in {own.name}, and would take 1 mm; {fix}"
+    if not numbered and (read.is_file() or own.is_file()):
+        taken = f"that in {read.name}" if read.is_file() else "1 mm"
+        return f"without a channel in its name, nnU-Net does not find its spacing and would take {taken}; {rename}"
+    return None
 
 
 def _check_on_disk(file: str) -> int:

@@ -15,14 +15,17 @@ import SimpleITK as sitk
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from numpy.typing import NDArray
 
+from nnssl.dataset.groups import refuse_repeated
 from nnssl.dataset.parallel import map_cases
 from nnssl.dataset.raw import LabeledCase, RawDataset
+from nnssl.dataset.volumes import UnusableFile, direction_of, nonfinite_values
 from nnssl.errors import UserError
+from nnssl.inference.atlas_files import check_atlases, own_atlases, without_contrast
 from nnssl.inference.cases import InputCase, collect_cases
 from nnssl.inference.fusion import local_similarity, weighted_vote
 from nnssl.inference.run import RECORD, PredictionReport, check_output
-from nnssl.preprocessing.registration import AlignmentKind, as_image, register
-from nnssl.utils.files import atomic_path, write_json
+from nnssl.preprocessing.registration import AlignmentKind, as_image, register, relative_direction, turned
+from nnssl.utils.files import atomic_folder_path, write_json
 
 Fusion = Literal["local", "majority"]
 
@@ -38,6 +41,7 @@ class AtlasOptions:
         atlases: names of labeled cases; none for all.
         continue_prediction: leave out cases whose mask is already there.
         num_processes: worker processes; each registers one scan at a time.
+        allow_suspicious: take NaN and infinite values in NIfTI files for 0, as nnU-Net does; else they are refused.
     """
 
     fusion: Fusion = "local"
@@ -45,6 +49,7 @@ class AtlasOptions:
     atlases: tuple[str, ...] = ()
     continue_prediction: bool = False
     num_processes: int = 1
+    allow_suspicious: bool = False
 
 
 def predict_by_atlases(
@@ -56,11 +61,12 @@ def predict_by_atlases(
     """Segments the cases in ``inputs`` (folders or files) with the labeled cases of a data set.
 
     A mask appears under its name only when it is complete, so a run that was killed can be continued. A case that
-    fails does not stop the others. A case that is an atlas itself is segmented by the other ones.
+    fails does not stop the others. A case that is an atlas itself, by the content of its file, is segmented by the
+    other ones. Registration begins with the directions of the images, where their format has them.
 
     Raises:
-        UserError: for unknown atlases, input that does not fit the data set, an output folder that would lose files,
-            and, after all cases are done, if some of them failed.
+        UserError: for unknown or defective atlases, input that does not fit the data set, an output folder that would
+            lose files, and, after all cases are done, if some of them failed.
     """
     options = options or AtlasOptions()
     output, ending, reader = Path(output), raw.file_ending, raw.reader_writer_class()
@@ -79,16 +85,24 @@ def predict_by_atlases(
     if continues:
         report.skipped = [case.name for case in cases if (output / f"{case.name}{ending}").is_file()]
     todo = [case for case in cases if case.name not in report.skipped]
+    own: dict[str, tuple[str, ...]] = {}
+    if todo:
+        processes = options.num_processes
+        check_atlases(raw, atlases, allow_suspicious=options.allow_suspicious, num_processes=processes)
+        own = own_atlases(todo, atlases)
+        for name in filter(own.get, own):
+            print(f"{name}: left out as an atlas, being the same scan: {', '.join(own[name])}")
     output.mkdir(parents=True, exist_ok=True)
     write_json(record, output / RECORD)
     write_json(raw.dataset_json, output / "dataset.json")
     for case in todo:
         (output / f"{case.name}{ending}").unlink(missing_ok=True)
-    segmenter = AtlasSegmenter(atlases, reader, raw.ignore_label, output, ending, options.fusion, options.transform)
+    how = (options.fusion, options.transform, options.allow_suspicious)
+    segmenter = AtlasSegmenter(atlases, reader, raw.ignore_label, output, ending, *how)
     begin = time.perf_counter()
     faults = map_cases(
         segmenter,
-        {case.name: (case,) for case in todo},
+        {case.name: (case, own[case.name]) for case in todo},
         num_processes=options.num_processes,
         description="Registration",
     )
@@ -106,6 +120,7 @@ def predict_by_atlases(
 
 
 def _atlases(raw: RawDataset, options: AtlasOptions) -> dict[str, LabeledCase]:
+    refuse_repeated("--atlases", options.atlases)
     names = options.atlases or tuple(raw.labeled)
     unknown = [name for name in names if name not in raw.labeled]
     if unknown or not names:
@@ -130,6 +145,7 @@ class AtlasSegmenter:
         ending: of their files.
         fusion: see `AtlasOptions`.
         transform: see `AtlasOptions`.
+        allow_suspicious: see `AtlasOptions`.
     """
 
     atlases: dict[str, LabeledCase]
@@ -139,37 +155,60 @@ class AtlasSegmenter:
     ending: str
     fusion: Fusion
     transform: AlignmentKind
+    allow_suspicious: bool = False
 
-    def __call__(self, case: InputCase) -> str | None:
-        """Writes the mask of a case; returns why it could not be made, or None."""
+    def __call__(self, case: InputCase, without: Sequence[str] = ()) -> str | None:
+        """Writes the mask of a case, without some of the atlases; returns why it could not be made, or None."""
         # the workers share the cores among them
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
         try:
-            data, properties = self.reader().read_images([str(file) for file in case.files])
-            mask = self.segment(case.name, data, [float(mm) for mm in properties["spacing"]])
-        except RuntimeError as error:  # of ITK and of nnU-Net's readers
-            return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+            data, properties = self._scan([str(file) for file in case.files])
+            spacing = [float(mm) for mm in properties["spacing"]]
+            mask = self.segment(data, spacing, direction_of(properties), without)
         except UserError as error:
             return str(error)
-        with atomic_path(self.output / f"{case.name}{self.ending}") as temporary:
+        except Exception as error:  # of ITK and of nnU-Net's readers, of many kinds
+            return _reason(error)
+        with atomic_folder_path(self.output / f"{case.name}{self.ending}") as temporary:
             self.reader().write_seg(mask, str(temporary), properties)
         return None
 
-    def segment(self, name: str, data: NDArray[Any], spacing: Sequence[float]) -> NDArray[np.int16]:
+    def _scan(self, files: list[str]) -> tuple[NDArray[Any], dict[str, Any]]:
+        data, properties = self.reader().read_images(files)
+        number = 0 if self.allow_suspicious else nonfinite_values(files, data)
+        if number or not np.isfinite(data).all():
+            count = number or int(data.size - np.isfinite(data).sum())
+            raise UserError(f"the scan holds {count} NaN or infinite values", fix="replace them in the file")
+        return data, properties
+
+    def segment(
+        self,
+        data: NDArray[Any],
+        spacing: Sequence[float],
+        direction: NDArray[np.floating] | None = None,
+        without: Sequence[str] = (),
+    ) -> NDArray[np.int16]:
         """Labels ``(*S)`` of a scan ``(C, *S)``, whose first channel is registered within its nonzero region.
 
         Args:
-            name: of the case; an atlas of this name is left out.
             data: the scan.
             spacing: in mm, in the order of the axes.
+            direction: unit vectors of the axes in columns, in file order (x, y, z); None if the format has none.
+            without: names of atlases that are left out.
+
+        Raises:
+            UserError: the scan has nothing to register, there is no atlas for it, or ITK refuses to register one.
         """
         if not data.any():
             raise UserError("the scan is empty: all voxels are 0")
         cropped, _, box = crop_to_nonzero(data)
+        if cropped[0].min() == cropped[0].max():
+            raise UserError(without_contrast(cropped[0]))
         target = as_image(cropped[0], list(spacing))
-        proposals = [self._propose(target, *read) for atlas, read in self._read.items() if atlas != name]
-        if not proposals:
+        used = [name for name in self.atlases if name not in without]
+        if not used:
             raise UserError("the scan is the only atlas, which cannot segment itself", fix="name other atlases")
+        proposals = [self._propose(target, direction, name) for name in used]
         array = sitk.GetArrayFromImage(target)
         # the most alike first: it decides between equal votes
         proposals.sort(key=lambda proposal: float(np.square(proposal[0] - array).mean()))
@@ -184,23 +223,44 @@ class AtlasSegmenter:
         return mask
 
     @cached_property
-    def _read(self) -> dict[str, tuple[sitk.Image, sitk.Image]]:
-        """First channel and labels of every atlas, within the nonzero region."""
+    def _read(self) -> dict[str, tuple[sitk.Image, sitk.Image, NDArray[np.floating] | None]]:
+        """First channel and labels of every atlas, within the nonzero region, and its direction."""
         reader, found = self.reader(), {}
         for name, (images, label) in self.atlases.items():
             data, properties = reader.read_images(images)
             data, labels, _ = crop_to_nonzero(data, reader.read_seg(label)[0])
             spacing = [float(mm) for mm in properties["spacing"]]
             # nnU-Net marks the outside by -1
-            found[name] = as_image(data[0], spacing), as_image(np.maximum(labels[0], 0), spacing)
+            parts = as_image(data[0], spacing), as_image(np.maximum(labels[0], 0), spacing)
+            found[name] = (*parts, direction_of(properties))
         return found
 
     def _propose(
-        self, target: sitk.Image, image: sitk.Image, labels: sitk.Image
+        self, target: sitk.Image, direction: NDArray[np.floating] | None, atlas: str
     ) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """Image and labels of an atlas on the grid of the target, with the target's range of intensities."""
-        transform = register(target, image, self.transform, fine=True)
-        moved = sitk.Resample(image, target, transform, useNearestNeighborExtrapolator=True)
-        moved = sitk.HistogramMatching(moved, target, numberOfHistogramLevels=256, numberOfMatchPoints=15)
-        propagated = sitk.Resample(labels, target, transform, sitk.sitkNearestNeighbor, 0.0)
+        image, labels, own = self._read[atlas]
+        dimension = target.GetDimension()
+        if dimension != image.GetDimension():
+            raise UserError(
+                "the scan and the atlases differ in dimension",
+                expected=f"{image.GetDimension()}D, as the labeled cases",
+                found=f"{dimension}D" + (": one slice that is not empty" if dimension == 2 else ""),
+            )
+        relative = relative_direction(direction, own, dimension)
+        image, labels = turned(image, relative), turned(labels, relative)
+        try:
+            transform = register(target, image, self.transform, fine=True)
+            moved = sitk.Resample(image, target, transform, useNearestNeighborExtrapolator=True)
+            moved = sitk.HistogramMatching(moved, target, numberOfHistogramLevels=256, numberOfMatchPoints=15)
+            propagated = sitk.Resample(labels, target, transform, sitk.sitkNearestNeighbor, 0.0)
+        except RuntimeError as error:  # of ITK
+            raise UserError("an atlas cannot be registered to the scan", where=atlas, found=_reason(error)) from None
         return sitk.GetArrayFromImage(moved), sitk.GetArrayFromImage(propagated).astype(np.int16)
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an error, where ITK puts the cause; its type, too, unless it is one of ITK."""
+    text = (str(error).strip().splitlines() or [""])[-1].strip()
+    kind = "" if isinstance(error, (RuntimeError, UnusableFile)) and text else type(error).__name__
+    return ": ".join(part for part in (kind, text) if part)

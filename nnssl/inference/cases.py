@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnssl.dataset.volumes import unread_spacing
 from nnssl.errors import UserError
 from nnssl.inference.completeness import is_nifti, nifti_fault
 
@@ -49,7 +50,7 @@ def collect_cases(
 
     Raises:
         UserError: for missing or unreadable files, wrong endings, missing or additional channels, channels of
-            different size, and names that could be read in two ways.
+            different size, names that could be read in two ways, and spacing files that would not be read.
     """
     files = _find_files([Path(i) for i in inputs], file_ending)
     headers = _read_headers(files, reader)
@@ -63,6 +64,9 @@ def collect_cases(
             + (f" to <case>_{channels - 1:04d}{file_ending}" if channels > 1 else ""),
             found=_listed(problems),
         )
+    unread = [f"{file.name}: {fault}" for file in files if (fault := unread_spacing(file, reader))]
+    if unread:
+        raise UserError("the spacing of images would not be read", where=files[0].parent, found=_listed(unread))
     return [InputCase(name, tuple(groups[name][i] for i in sorted(groups[name]))) for name in sorted(groups)]
 
 

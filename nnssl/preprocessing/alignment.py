@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
@@ -22,20 +22,25 @@ from nnssl.dataloading.correspondence import Frame, Kind
 from nnssl.dataset.groups import group_cases, load_groups
 from nnssl.dataset.parallel import map_cases
 from nnssl.dataset.raw import RawDataset
+from nnssl.dataset.volumes import direction_of
 from nnssl.errors import UserError
 from nnssl.preprocessing.class_places import Grid, class_grid, compared_pairs, mean_overlap
 from nnssl.preprocessing.content import ContentKeys, hash_text
 from nnssl.preprocessing.fingerprint import FINGERPRINT_FILE, class_places, class_values
 from nnssl.preprocessing.manifest import Manifest
-from nnssl.preprocessing.registration import AlignmentKind, as_image, register
+from nnssl.preprocessing.registration import AlignmentKind, as_image, register, relative_direction, turned
 from nnssl.utils.files import atomic_path, read_json, write_json
 from nnssl.utils.paths import preprocessed_folder
 
 ALIGNMENT_FOLDER = "alignment"
 _SUMMARY, _MANIFEST = "alignment.json", "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 _GRID = 24
 """Points along each axis of the common space at which a displacement is stored."""
+
+
+Channel: TypeAlias = tuple[NDArray[Any], list[float]]
+"""One channel ``(*S)`` and its spacing in mm, in the order of its axes."""
 
 
 @dataclass
@@ -61,7 +66,9 @@ class CaseAligner:
         # the workers share the cores among them
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
         try:
-            frame = frame_of(self._read(self.reference), self._read(images), self.kind)
+            (reference, fixed), (case_image, moving) = self._read(self.reference), self._read(images)
+            flat = reference[0].shape[0] == 1
+            frame = frame_of(reference, case_image, self.kind, relative_direction(fixed, moving, 2 if flat else 3))
         except RuntimeError as error:  # of ITK
             raise UserError(
                 "a labeled case cannot be aligned to another",
@@ -75,13 +82,15 @@ class CaseAligner:
             np.savez(stream, **arrays)
         self.manifest.add(case, content, {file.name: file.stat().st_size})
 
-    def _read(self, images: list[str]) -> tuple[NDArray[Any], list[float]]:
+    def _read(self, images: list[str]) -> tuple[Channel, NDArray[np.floating] | None]:
+        """First channel within its nonzero region, and its direction."""
         data, properties = self.reader().read_images(images)
-        return crop_to_nonzero(data)[0][0], [float(mm) for mm in properties["spacing"]]
+        channel = crop_to_nonzero(data)[0][0], [float(mm) for mm in properties["spacing"]]
+        return channel, direction_of(properties)
 
 
 def frame_of(
-    reference: tuple[NDArray[Any], list[float]], case: tuple[NDArray[Any], list[float]], kind: AlignmentKind
+    reference: Channel, case: Channel, kind: AlignmentKind, direction: NDArray[np.floating] | None = None
 ) -> Frame:
     """How a case lies in the space of the reference.
 
@@ -89,15 +98,18 @@ def frame_of(
         reference: one channel ``(*S)`` and its spacing in mm.
         case: the same of the case.
         kind: ``affine``, or ``deformable`` with a displacement.
+        direction: of the case seen along the axes of the reference, see `relative_direction`; None if it is the same.
     """
-    transform = register(as_image(*reference), as_image(*case), kind)
+    transform = register(as_image(*reference), turned(as_image(*case), direction), kind)
     flat = transform.GetDimension() == 2
 
     def placed(points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Relative positions ``(N, 3)`` in the case of those in the reference."""
         image, spacing = reference
         millimeters = (points * image.shape - 0.5) * spacing
-        moved = np.array([transform.TransformPoint(p[::-1].tolist()) for p in millimeters[:, flat:]])[:, ::-1]
+        moved = np.array([transform.TransformPoint(p[::-1].tolist()) for p in millimeters[:, flat:]])
+        # along the axes of the case
+        moved = (moved if direction is None else moved @ direction)[:, ::-1]
         image, spacing = case
         found = (moved / spacing[flat:] + 0.5) / image.shape[flat:]
         return np.c_[points[:, :1], found] if flat else found

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 AlignmentKind = Literal["affine", "deformable"]
 
@@ -19,6 +20,10 @@ _FINE_EDGE = 56
 _SMOOTHING = 1.5
 _FINE_SMOOTHING = 1.0
 """Standard deviations in voxels by which displacements are smoothed after every step."""
+_SAME_DIRECTION = 1e-3
+"""Headers round; axes that differ by less are the same."""
+_LEAST_VOLUME = 0.3
+"""Of the unit vectors of a direction: below it, they do not tell how the axes of two images correspond."""
 _BINS = 32
 _SEED = 1
 
@@ -32,6 +37,37 @@ def as_image(channel: NDArray[np.floating], spacing: tuple[float, ...] | list[fl
     return image
 
 
+def relative_direction(
+    fixed: NDArray[np.floating] | None, moving: NDArray[np.floating] | None, dimension: int
+) -> NDArray[np.float64] | None:
+    """Direction of a moving image seen along the axes of a fixed one: their unit vectors in columns, orthonormal.
+
+    Args:
+        fixed: unit vectors of its voxel axes in columns, ``(d, d)``, in the order of the file; None if not known.
+        moving: the same of the other image.
+        dimension: of the images that are registered; may be below ``d``.
+
+    Returns:
+        ``(dimension, dimension)``, or None if both directions agree, are not known, or are those of other planes.
+    """
+    if fixed is None or moving is None or fixed.shape != moving.shape or abs(np.linalg.det(fixed)) < _LEAST_VOLUME:
+        return None
+    relative = np.linalg.solve(fixed, moving)[:dimension, :dimension]
+    if np.allclose(relative, np.eye(len(relative)), atol=_SAME_DIRECTION):
+        return None
+    left, sizes, right = np.linalg.svd(relative)
+    return left @ right if math.prod(sizes) > _LEAST_VOLUME else None
+
+
+def turned(image: sitk.Image, direction: NDArray[np.floating] | None) -> sitk.Image:
+    """The image with this direction, or as it is if there is none."""
+    if direction is None:
+        return image
+    copy = sitk.Image(image)
+    copy.SetDirection(direction.ravel().tolist())
+    return copy
+
+
 def register(fixed: sitk.Image, moving: sitk.Image, kind: AlignmentKind, fine: bool = False) -> sitk.Transform:
     """Transform from points of ``fixed`` to points of ``moving``, in mm.
 
@@ -39,6 +75,10 @@ def register(fixed: sitk.Image, moving: sitk.Image, kind: AlignmentKind, fine: b
     in which the centers of both images agree. The deformable part is a smooth displacement by demons (Vercauteren et
     al., NeuroImage 2009) between images of matched histograms, over up to two resolutions. ``fine`` adds the full one
     and smooths less, as propagated labels need it. Runs with the same images agree.
+
+    The direction of ``fixed`` must be the identity; that of ``moving`` says how its axes lie along those of ``fixed``,
+    see `relative_direction`. If they are oblique to them, the affine part begins with the directions in space or with
+    the axes that come nearest to each other, as slices may follow the anatomy: whichever fits better.
 
     Raises:
         RuntimeError: of ITK, for images that cannot be compared, such as one without any contrast.
@@ -50,13 +90,38 @@ def register(fixed: sitk.Image, moving: sitk.Image, kind: AlignmentKind, fine: b
     method = _method(fixed)
     method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 100, relaxationFactor=0.6)
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetInitialTransform(start, inPlace=False)
+    method.SetInitialTransform(_better_start(method, fixed, moving, sitk.AffineTransform(start)), inPlace=False)
     affine = method.Execute(fixed, moving)
     if kind == "affine":
         return affine
     displacement = _demons(fixed, sitk.Resample(moving, fixed, affine, useNearestNeighborExtrapolator=True), fine)
     # the last of them is applied first
     return sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(displacement)])
+
+
+def _better_start(
+    method: sitk.ImageRegistrationMethod, fixed: sitk.Image, moving: sitk.Image, start: sitk.AffineTransform
+) -> sitk.AffineTransform:
+    dimension = fixed.GetDimension()
+    direction = np.reshape(moving.GetDirection(), (dimension, dimension))
+    along_axes = direction @ _nearest_axes(direction).T
+    if np.allclose(along_axes, np.eye(dimension), atol=_SAME_DIRECTION):
+        return start
+    other = sitk.AffineTransform(start)
+    other.SetMatrix(along_axes.ravel().tolist())
+    values = []
+    for transform in (start, other):
+        method.SetInitialTransform(transform, inPlace=False)
+        values.append(method.MetricEvaluate(fixed, moving))
+    return start if values[0] <= values[1] else other
+
+
+def _nearest_axes(direction: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The permutation of axes, with signs, that comes nearest to a direction."""
+    rows, columns = linear_sum_assignment(-np.abs(direction))
+    axes = np.zeros(direction.shape)
+    axes[rows, columns] = np.sign(direction[rows, columns])
+    return axes
 
 
 def _demons(fixed: sitk.Image, moving: sitk.Image, fine: bool) -> sitk.Image:

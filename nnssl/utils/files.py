@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_folder_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As `atomic_path`, for writers that put further files beside ``path``, such as the spacing file of a 3D TIFF.
+
+    Yields a path of the same name in a hidden folder beside ``path``. If the block succeeds, all files in that folder
+    are moved beside ``path``, ``path`` last: where it is, the others are. A block that raises leaves nothing behind.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".tmp_", dir=final.parent))
+    try:
+        yield folder / final.name
+        for file in sorted(folder.iterdir(), key=lambda written: (written.name == final.name, written.name)):
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(file, final.parent / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(data: Any, path: str | os.PathLike[str], *, sort_keys: bool = False) -> None:

@@ -140,6 +140,15 @@ def test_test_cases_of_the_source_are_not_replaced():
         plan_budget(source(), labeled=2, test_cases=["ghost"])
 
 
+@pytest.mark.parametrize(
+    "names", [{"labeled": 2, "test_cases": ["case_02", "case_03", "case_02"]}, {"labeled_cases": ["case_02"] * 2}]
+)
+def test_a_case_named_twice_is_refused(names):
+    with pytest.raises(UserError, match="the same name twice in --") as refused:
+        plan_budget(source(), **names)
+    assert refused.value.found == "case_02"
+
+
 def test_a_group_in_pool_and_test_is_a_leak():
     with pytest.raises(UserError, match=r"(?s)training pool and in the test part.*case_07"):
         plan_budget(source(test=["t"]), labeled=2, groups={"case_07": "p", "t": "p"})

@@ -119,6 +119,49 @@ def test_hidden_labels_in_a_folder_of_the_user(folders):
     assert len(list((folders / "hidden" / "unlabeled").iterdir())) == 2
 
 
+def _own_files(folder: Path) -> dict[str, Path]:
+    """Files that a user put among the hidden labels."""
+    files = {name: folder / name for name in ("test/notes.txt", "test/myeval/dice.csv", "unlabeled/corrected.txt")}
+    for file in files.values():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    return files
+
+
+def test_hidden_labels_of_another_data_set_are_kept(folders):
+    make(folders, hidden_labels=folders / "hidden")
+    _own_files(folders / "hidden")
+    before = all_files(folders / "hidden")
+    with pytest.raises(UserError, match="of another data set") as refused:
+        make(folders, dataset_id=6, name="Other", hidden_labels=folders / "hidden", overwrite=True)
+    assert "Dataset005_Few" in str(refused.value)
+    assert all_files(folders / "hidden") == before
+    assert not (folders / "raw" / "Dataset006_Other").exists()
+
+
+def test_own_files_among_hidden_labels_are_kept(folders):
+    make(folders, hidden_labels=folders / "hidden")
+    own = _own_files(folders / "hidden")
+    budget, _ = make(folders, draw={"labeled": 4}, hidden_labels=folders / "hidden", overwrite=True)
+    assert all(file.read_text() == "mine" for file in own.values())
+    assert all_files(folders / "hidden") == sorted(
+        ["hidden_labels.json", *own]
+        + [f"unlabeled/{case}.nii.gz" for case in budget.unlabeled]
+        + [f"test/{case}.nii.gz" for case in TEST]
+    )
+
+
+def test_own_files_in_the_place_of_hidden_labels_are_named(folders):
+    budget, _ = make(folders, draw={"labeled": 2}, hidden_labels=folders / "hidden")
+    mine = folders / "hidden" / "unlabeled" / f"{budget.labeled[0]}.nii.gz"
+    mine.write_text("mine")
+    before = all_files(folders)
+    with pytest.raises(UserError, match="did not write") as refused:
+        make(folders, draw={"labeled_cases": budget.unlabeled[:2]}, hidden_labels=folders / "hidden", overwrite=True)
+    assert f"unlabeled/{mine.name}" in str(refused.value)
+    assert all_files(folders) == before
+
+
 def test_hidden_labels_stay_out_of_the_folders_of_nnunet(folders):
     (folders / "link").symlink_to(folders / "raw")
     for place in ("raw/Dataset005_Few/labelsTs", "raw/x", "preprocessed/x", "results", "link/x"):
@@ -167,6 +210,28 @@ def test_masks_of_255_are_written_anew(folders):
         original = io.imread(folders / "png" / "labels" / file.name)
         np.testing.assert_array_equal(io.imread(file), original // 255)
     assert (made.folder / "imagesTr" / f"{case}_0000.png").is_symlink()
+    assert check_dataset(RawDataset.open(made.folder), num_processes=1) == []
+
+
+@pytest.mark.parametrize("labels_have_one", [True, False])
+def test_spacing_files_of_masks_that_are_written_anew(folders, labels_have_one):
+    for part in ("images", "labels"):
+        (folders / "tiff" / part).mkdir(parents=True)
+    for index, case in enumerate("ab"):
+        tifffile.imwrite(folders / "tiff" / "images" / f"{case}_0000.tif", voxels(index))
+        tifffile.imwrite(folders / "tiff" / "labels" / f"{case}.tif", 255 * (voxels(index) > 100).astype(np.uint8))
+        for part in ("images", "labels") if labels_have_one else ("images",):
+            (folders / "tiff" / part / f"{case}.json").write_text(json.dumps({"spacing": [3, 1, 1]}))
+    source = open_source(folders / "tiff", channel_names=["EM"], num_processes=1)
+    budget, made = make(folders, source=source, draw={"labeled": 1}, hidden_labels=folders / "hidden")
+    (case,), (other,) = budget.labeled, budget.unlabeled
+    assert all_files(made.folder / "labelsTr") == [f"{case}.json", f"{case}.tif"]
+    assert all_files(folders / "hidden") == ["hidden_labels.json", f"unlabeled/{other}.json", f"unlabeled/{other}.tif"]
+    reader = RawDataset.open(made.folder).reader_writer_class()()
+    for file in (made.folder / "labelsTr" / f"{case}.tif", folders / "hidden" / "unlabeled" / f"{other}.tif"):
+        mask, properties = reader.read_seg(str(file))
+        assert properties["spacing"] == [3, 1, 1]
+        assert set(np.unique(mask)) == {0, 1}
     assert check_dataset(RawDataset.open(made.folder), num_processes=1) == []
 
 
@@ -249,9 +314,9 @@ def test_hidden_labels_are_not_replaced_by_themselves(folders):
         write_volume(folders / "mine" / "images" / f"{case}.nii.gz", voxels(0))
     (folders / "mine" / "labels").symlink_to(folders / "hidden" / "unlabeled")
     source = open_source(folders / "mine", channel_names=["MRI"], num_processes=1)
-    new = {"source": source, "draw": {"labeled": 1}, "dataset_id": 6, "name": "Second"}
+    new = {"source": source, "draw": {"labeled": 1}}
     refused_as_own_source(folders, hidden_labels=folders / "hidden", **new)
-    make(folders, hidden_labels=folders / "others", **new)
+    make(folders, hidden_labels=folders / "others", dataset_id=6, name="Second", **new)
 
 
 def test_overwriting_tells_what_is_stale(folders):

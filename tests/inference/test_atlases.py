@@ -116,7 +116,7 @@ def test_voxels_that_an_atlas_does_not_know_are_decided_by_others(raw, tmp_path)
     known[:, :, :20] = 3
     _write(known, raw.folder / "labelsTr" / "atlas_b.nii.gz")
     segmenter = AtlasSegmenter(raw.labeled, raw.reader_writer_class(), 3, tmp_path, ".nii.gz", "majority", "affine")
-    mask = segmenter.segment("scan", image[None], [1.0, 1.0, 1.5])
+    mask = segmenter.segment(image[None], [1.0, 1.0, 1.5])
     assert set(np.unique(mask)) == {0, 1, 2}
     assert min(_dice(mask, label, one) for one in (1, 2)) > 0.9
 

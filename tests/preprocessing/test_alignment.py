@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.ndimage import affine_transform, gaussian_filter
 
 from nnssl.dataset.raw import RawDataset
 from nnssl.errors import UserError
 from nnssl.preprocessing import alignment
 from nnssl.preprocessing.alignment import ALIGNMENT_FOLDER, alignment_summary, frame_of, load_frames
+from nnssl.preprocessing.manifest import Manifest
 from nnssl.preprocessing.pipeline import prepare_dataset
 from nnssl.preprocessing.registration import expected_seconds
 from nnssl.utils.files import read_json
@@ -56,6 +58,23 @@ def test_an_affine_frame_is_that_of_the_transform():
     frame = frame_of((reference, SPACING), (scaled, SPACING), "affine")
     np.testing.assert_allclose(np.diag(frame.matrix), 1 / 0.9, atol=0.06)
     assert frame.displacement is None
+
+
+@pytest.mark.parametrize("slices", [32, 1])
+@pytest.mark.parametrize("kind", ["affine", "deformable"])
+def test_a_case_that_is_stored_mirrored(tmp_path, kind, slices):
+    # its own mirror image, so that only the direction tells left from right
+    half = texture((slices, 32, 16))
+    image = sitk.GetImageFromArray(np.concatenate([half, half[..., ::-1]], axis=2))
+    sitk.WriteImage(image, str(tmp_path / "reference.nii.gz"))
+    image.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1))
+    sitk.WriteImage(image, str(tmp_path / "case.nii.gz"))
+    manifest = Manifest.open(tmp_path / "manifest.json", tmp_path, "settings")
+    align = alignment.CaseAligner([str(tmp_path / "reference.nii.gz")], kind, SimpleITKIO, manifest)
+    align("case", [str(tmp_path / "case.nii.gz")], {})
+    point = np.array([0.5, 0.4, 0.3])
+    found = alignment.read_frame(tmp_path / "case.npz").from_common(point)
+    np.testing.assert_allclose(found, [0.5, 0.4, 0.7], atol=0.02)
 
 
 @pytest.fixture

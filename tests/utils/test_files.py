@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnssl.errors import UserError
-from nnssl.utils.files import atomic_path, read_json, write_json
+from nnssl.utils.files import atomic_folder_path, atomic_path, read_json, write_json
 from nnssl.utils.paths import dataset_name
 from nnssl.utils.plain import plain
 
@@ -32,6 +32,24 @@ def test_the_temporary_name_keeps_the_ending(tmp_path):
         assert temporary.name.endswith(".nii.gz")
         temporary.write_bytes(b"x")
     assert (tmp_path / "new" / "mask.nii.gz").read_bytes() == b"x"
+
+
+def test_files_beside_a_file_are_moved_with_it(tmp_path):
+    with atomic_folder_path(tmp_path / "new" / "mask.tif") as temporary:
+        temporary.write_text("mask")
+        temporary.with_suffix(".json").write_text("spacing")
+        assert not (tmp_path / "new" / "mask.json").exists()
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mask.json", "mask.tif"]
+
+    def write_half() -> None:
+        with atomic_folder_path(tmp_path / "new" / "mask.tif") as temporary:
+            temporary.with_suffix(".json").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mask.json", "mask.tif"]
+    assert (tmp_path / "new" / "mask.json").read_text() == "spacing"
 
 
 def test_json_takes_numpy_sets_and_paths(tmp_path):

@@ -73,7 +73,13 @@ def registered_masks(trainer: SemiSupervisedTrainer, number: int) -> tuple[Path,
     folder = Path(trainer.preprocessed_dataset_folder_base, "registered_labels", _digest(raw, atlases))
     with only_process(folder, "registers labeled cases", wait=True):
         _forget_changed(raw, folder)
-        options = AtlasOptions(atlases=atlases, continue_prediction=True, num_processes=default_processes())
+        options = AtlasOptions(
+            atlases=atlases,
+            continue_prediction=True,
+            num_processes=default_processes(),
+            # the integrity check has refused what is suspicious, or was told to allow it
+            allow_suspicious=True,
+        )
         done = {case for case in cases if _mask(raw, folder, case).is_file()}
         trainer.print_to_log_file(
             f"Initial pseudo-labels: {len(atlases)} labeled cases are registered to {len(cases) - len(done)} unlabeled "
