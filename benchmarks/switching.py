@@ -1,4 +1,4 @@
-"""Size, number and share of the regions that labeled cases exchange (docs/few_labels.md).
+"""Size, number and share of the regions that labeled cases exchange, and where from (docs/few_labels.md).
 
 `Supervised` with the regional switch as it is, and with one thing changed, on validation cases from the training pools
 of `recipe.py`; test cases take part in no choice. Positions correspond as the plan of the test tables has them: by
@@ -6,6 +6,8 @@ relative coordinates on ACDC, by the foreground box on hippocampus. The baseline
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from jobs import DataSet, Job, main
 from methods import SWITCH
@@ -24,24 +26,15 @@ CANDIDATES = {
 
 
 def rows(pool: DataSet, seed: int) -> list[Job]:
-    """The switch as it is, then each candidate."""
+    """The switch as it is, then each candidate, then positions that correspond by registration."""
     common = (BRIEF, IN_BOX) if pool.name.startswith("hippocampus") else (BRIEF,)
     name = f"{SWITCH}, foreground box" if IN_BOX in common else SWITCH
-    changes = {name: ()} | {f"{name}, {row}": overrides for row, overrides in CANDIDATES.items()}
-    return [
-        Job(
-            row,
-            pool,
-            "Supervised",
-            seed,
-            EPOCHS[pool.name],
-            STEPS_PER_EPOCH,
-            (*common, *overrides),
-            FLAGS,
-            f"{pool.name}, boxes",
-        )
-        for row, overrides in changes.items()
-    ]
+    changes = {name: common} | {f"{name}, {row}": (*common, *overrides) for row, overrides in CANDIDATES.items()}
+    budget, table = (EPOCHS[pool.name], STEPS_PER_EPOCH), f"{pool.name}, boxes"
+    found = [Job(row, pool, "Supervised", seed, *budget, overrides, FLAGS, table) for row, overrides in changes.items()]
+    aligned = replace(pool, name=f"{pool.name}_aligned", plan_flags=("--align-atlases", "affine"))
+    overrides = (BRIEF, "atlas_correspondence=registration")
+    return [*found, Job(f"{SWITCH}, aligned", aligned, "Supervised", seed, *budget, overrides, FLAGS, table)]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,16 @@ from nnssl.errors import UserError
 from nnssl.inference.atlas_files import check_atlases, own_atlases, without_contrast
 from nnssl.inference.cases import InputCase, collect_cases
 from nnssl.inference.fusion import local_similarity, weighted_vote
-from nnssl.inference.run import RECORD, PredictionReport, check_output
+from nnssl.inference.output import (
+    case_contents,
+    check_output,
+    made_of_the_same,
+    refuse_unrecorded,
+    remove_masks,
+    write_record,
+)
+from nnssl.inference.run import PredictionReport
+from nnssl.inference.workers import check_written
 from nnssl.preprocessing.registration import AlignmentKind, as_image, register, relative_direction, turned
 from nnssl.utils.files import atomic_folder_path, write_json
 
@@ -82,8 +91,10 @@ def predict_by_atlases(
     continues = options.continue_prediction
     check_output(output, cases, ending, record, continues, ("dataset", "fusion", "transform", "atlases"))
     report = PredictionReport(output)
+    contents = case_contents(cases, None, ending)
     if continues:
-        report.skipped = [case.name for case in cases if (output / f"{case.name}{ending}").is_file()]
+        done = [case.name for case in cases if (output / f"{case.name}{ending}").is_file()]
+        report.skipped = made_of_the_same(output, done, contents)
     todo = [case for case in cases if case.name not in report.skipped]
     own: dict[str, tuple[str, ...]] = {}
     if todo:
@@ -92,11 +103,12 @@ def predict_by_atlases(
         own = own_atlases(todo, atlases)
         for name in filter(own.get, own):
             print(f"{name}: left out as an atlas, being the same scan: {', '.join(own[name])}")
+    names = [case.name for case in todo]
+    refuse_unrecorded(output, names, ending)
     output.mkdir(parents=True, exist_ok=True)
-    write_json(record, output / RECORD)
+    remove_masks(output, names, ending)
+    write_record(output, record, contents, ending)
     write_json(raw.dataset_json, output / "dataset.json")
-    for case in todo:
-        (output / f"{case.name}{ending}").unlink(missing_ok=True)
     how = (options.fusion, options.transform, options.allow_suspicious)
     segmenter = AtlasSegmenter(atlases, reader, raw.ignore_label, output, ending, *how)
     begin = time.perf_counter()
@@ -169,8 +181,12 @@ class AtlasSegmenter:
             return str(error)
         except Exception as error:  # of ITK and of nnU-Net's readers, of many kinds
             return _reason(error)
-        with atomic_folder_path(self.output / f"{case.name}{self.ending}") as temporary:
-            self.reader().write_seg(mask, str(temporary), properties)
+        try:
+            with atomic_folder_path(self.output / f"{case.name}{self.ending}") as temporary:
+                self.reader().write_seg(mask, str(temporary), properties)
+                check_written(Path(temporary))
+        except RuntimeError as error:
+            return _reason(error)
         return None
 
     def _scan(self, files: list[str]) -> tuple[NDArray[Any], dict[str, Any]]:

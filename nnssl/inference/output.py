@@ -93,10 +93,18 @@ def case_contents(cases: Sequence[InputCase], previous_stage: Path | None, endin
     return contents
 
 
-def changed_cases(output: Path, contents: Mapping[str, str]) -> list[str]:
-    """Cases whose masks were made from other files; none of those that the record does not tell."""
-    before = read_record(output).get(_CASES) or {}
-    return [name for name, content in contents.items() if before.get(name, content) != content]
+def made_of_the_same(output: Path, done: Iterable[str], contents: Mapping[str, str], what: str = "scan") -> list[str]:
+    """Those of the finished cases whose masks were made from the files that are there now; tells of the others.
+
+    Masks whose files the record does not tell, since an earlier version wrote it, are taken for such.
+    """
+    before, same = read_record(output).get(_CASES) or {}, []
+    for name in done:
+        if before.get(name, contents[name]) == contents[name]:
+            same.append(name)
+        else:
+            print(f"{name}: is predicted again, since its mask was made from another {what}", flush=True)
+    return same
 
 
 def write_record(output: Path, record: dict[str, Any], contents: Mapping[str, str], ending: str) -> None:

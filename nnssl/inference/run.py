@@ -14,12 +14,9 @@ from nnssl.inference.cases import InputCase, collect_cases, previous_stage_files
 from nnssl.inference.contents import checkpoint_content
 from nnssl.inference.models import TrainedModel
 from nnssl.inference.output import (
-    RECORD as RECORD,
-)
-from nnssl.inference.output import (
     case_contents,
-    changed_cases,
     check_output,
+    made_of_the_same,
     refuse_unrecorded,
     remove_masks,
     write_record,
@@ -214,13 +211,9 @@ def _load(model: TrainedModel, options: PredictionOptions) -> Predictor:
 def _done(
     cases: Sequence[InputCase], output: Path, ending: str, options: PredictionOptions, contents: Mapping[str, str]
 ) -> list[str]:
-    """Cases whose results are there and were made from the files that are there now; tells of the others."""
     found = [case.name for case in cases if _is_done(case, output, ending, options)]
-    changed = set(changed_cases(output, {name: contents[name] for name in found}))
     what = "scan" if options.previous_stage is None else "scan or first-stage mask"
-    for name in sorted(changed):
-        print(f"{name}: is predicted again, since its mask was made from another {what}", flush=True)
-    return [name for name in found if name not in changed]
+    return made_of_the_same(output, found, contents, what)
 
 
 def _tell_quality(output: Path, options: PredictionOptions) -> None:

@@ -203,7 +203,7 @@ def export_case(
                 str(scratch / name),
                 save_probabilities,
             )
-            _check_written(scratch / mask)
+            check_written(scratch / mask)
         for file in sorted(scratch.iterdir(), key=lambda path: (path.name == mask, path.name)):
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
@@ -219,7 +219,7 @@ def export_case(
         export_uncertainty(logits, members, properties, *managers, output, name)
 
 
-def _check_written(mask: Path) -> None:
+def check_written(mask: Path) -> None:
     """``RuntimeError`` if a mask is not whole: SimpleITK cuts files off where the disk is full, and says nothing."""
     if not is_nifti(mask):
         return

@@ -13,7 +13,7 @@ import torch
 from nnssl.cli import run
 from nnssl.dataset.phantom import make_phantom_dataset
 from nnssl.errors import UserError
-from nnssl.inference.run import RECORD
+from nnssl.inference.output import RECORD
 from nnssl.trainers import choosing
 from nnssl.trainers.engine import budget, loop, registered_labels
 

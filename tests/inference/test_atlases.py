@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,6 +88,35 @@ def test_the_command_goes_on_where_it_was_stopped(raw, tmp_path, capsys):
     assert (tmp_path / "out" / "scan_2.nii.gz").is_file()
     assert run_command("atlas_predict", [*command, "--continue_prediction", "--fusion", "majority"]) == 2
     assert "cannot be continued" in capsys.readouterr().err
+
+
+def test_a_changed_scan_is_registered_again_and_its_evaluation_goes(raw, tmp_path, capsys):
+    out, options = tmp_path / "out", AtlasOptions(transform="affine", continue_prediction=True)
+    predict_by_atlases([raw.folder / "imagesUn"], out, raw, options)
+    files = {name: out / f"{name}.nii.gz" for name in ("scan_1", "scan_2")}
+    before = {name: file.stat().st_mtime_ns for name, file in files.items()}
+    entries = [{"case": name, "prediction_file": str(file)} for name, file in files.items()]
+    write_json({"metric_per_case": entries}, out / "summary.json")
+    shutil.copy(raw.folder / "imagesUn" / "scan_2_0000.nii.gz", raw.folder / "imagesUn" / "scan_1_0000.nii.gz")
+    assert predict_by_atlases([raw.folder / "imagesUn"], out, raw, options).written == ["scan_1"]
+    assert "scan_1: is predicted again" in capsys.readouterr().out
+    assert files["scan_1"].stat().st_mtime_ns > before["scan_1"]
+    assert files["scan_2"].stat().st_mtime_ns == before["scan_2"]
+    assert not (out / "summary.json").exists()
+
+
+def test_a_mask_that_is_cut_off_is_told(raw, tmp_path, monkeypatch):
+    def cut(self, mask, file, properties):
+        write(self, mask, file, properties)
+        os.truncate(file, 40)
+
+    reader = raw.reader_writer_class()
+    write = reader.write_seg
+    monkeypatch.setattr(reader, "write_seg", cut)
+    options = AtlasOptions(transform="affine", num_processes=1)
+    with pytest.raises(UserError, match="was not written as a whole"):
+        predict_by_atlases([raw.folder / "imagesUn"], tmp_path / "out", raw, options)
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
 
 
 def test_a_scan_that_fails_is_named_and_the_others_are_done(raw, tmp_path):

@@ -15,7 +15,8 @@ from nnssl.cli import run as run_command
 from nnssl.errors import UserError
 from nnssl.inference.contents import checkpoint_content, file_content
 from nnssl.inference.models import open_model
-from nnssl.inference.run import RECORD, PredictionOptions, PredictionReport, predict
+from nnssl.inference.output import RECORD
+from nnssl.inference.run import PredictionOptions, PredictionReport, predict
 from nnssl.utils.files import write_json
 from tests.inference.model_folders import change_checkpoint, read_mask, write_model, write_scan
 from tests.support.tiny import Tiny

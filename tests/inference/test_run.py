@@ -20,7 +20,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnssl.errors import UserError
 from nnssl.inference import pipeline, workers
 from nnssl.inference.models import open_model
-from nnssl.inference.run import RECORD, PredictionOptions, PredictionReport, predict
+from nnssl.inference.output import RECORD
+from nnssl.inference.run import PredictionOptions, PredictionReport, predict
 from nnssl.utils.files import write_json
 from tests.inference.model_folders import read_mask, write_model, write_scan
 from tests.support.tiny import Tiny
