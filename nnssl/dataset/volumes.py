@@ -11,7 +11,6 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,15 +110,6 @@ def read_volume(file: str, reader_class: type, *, is_label: bool = False) -> Vol
     return Volume(array, _geometry(array, properties), nonfinite - kept)
 
 
-def nonfinite_values(files: Iterable[str | os.PathLike[str]], data: np.ndarray) -> int:
-    """NaN and infinite values of a scan that was read as ``data``, and those that the reader made 0 (NIfTI).
-
-    ``UnusableFile`` if a file is missing, empty or truncated.
-    """
-    stored = sum(_check_on_disk(os.fspath(file)) for file in files)
-    return max(stored, int(data.size - np.isfinite(data).sum()))
-
-
 def direction_of(properties: dict[str, Any]) -> np.ndarray | None:
     """Unit vectors of the voxel axes in columns, (d, d), by the properties that nnU-Net's reader returns.
 
@@ -180,7 +170,10 @@ def _check_nifti(file: str) -> int:
 
     SimpleITK fills truncated files up, and replaces a spacing of 0 by 1 mm and NaN by 0.
     """
-    header, found, nonfinite = _stream_nifti(file)
+    try:
+        header, found, nonfinite = stream_nifti(file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UnusableFile(f"file is truncated or damaged: {error}") from error
     zooms = [float(zoom) for zoom in header.get_zooms()[:3]]
     if not all(math.isfinite(zoom) and zoom != 0 for zoom in zooms):
         raise UnusableFile(f"voxel spacing in the header is zero or not a number: {tuple(zooms)}")
@@ -191,25 +184,27 @@ def _check_nifti(file: str) -> int:
     return nonfinite
 
 
-def _stream_nifti(file: str) -> tuple[Any, int, int]:
-    """Header, number of bytes after decompression, and number of NaN and infinite voxels."""
+def stream_nifti(file: str) -> tuple[Any, int, int]:
+    """Header, number of bytes after decompression, and number of NaN and infinite voxels, read once.
+
+    ``EOFError``, ``zlib.error`` or ``gzip.BadGzipFile`` if compressed data are cut off or damaged, ``UnusableFile`` if
+    it is no NIfTI file.
+    """
     opener: Any = gzip.open if file.lower().endswith(".gz") else open
     size, nonfinite, rest = 0, 0, b""
-    try:
-        with opener(file, "rb") as stream:
+    with opener(file, "rb") as stream:
+        chunk = stream.read(_CHUNK)
+        header = _nifti_header(chunk)
+        dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+        end = offset + math.prod(header.get_data_shape()) * dtype.itemsize
+        while chunk:
+            if dtype.kind in "fc":
+                data = rest + chunk[max(offset - size, 0) : max(end - size, 0)]
+                whole = len(data) // dtype.itemsize
+                nonfinite += whole - int(np.isfinite(np.frombuffer(data, dtype, whole)).sum())
+                rest = data[whole * dtype.itemsize :]
+            size += len(chunk)
             chunk = stream.read(_CHUNK)
-            header = _nifti_header(chunk)
-            dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
-            while chunk:
-                if dtype.kind == "f":
-                    data = rest + chunk[max(offset - size, 0) :]
-                    whole = len(data) // dtype.itemsize
-                    nonfinite += whole - int(np.isfinite(np.frombuffer(data, dtype, whole)).sum())
-                    rest = data[whole * dtype.itemsize :]
-                size += len(chunk)
-                chunk = stream.read(_CHUNK)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UnusableFile(f"file is truncated or damaged: {error}") from error
     return header, size, nonfinite
 
 

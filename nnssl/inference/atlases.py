@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from nnssl.dataset.groups import refuse_repeated
 from nnssl.dataset.parallel import map_cases
 from nnssl.dataset.raw import LabeledCase, RawDataset
-from nnssl.dataset.volumes import UnusableFile, direction_of, nonfinite_values
+from nnssl.dataset.volumes import UnusableFile, direction_of
 from nnssl.errors import UserError
 from nnssl.inference.atlas_files import check_atlases, own_atlases, without_contrast
 from nnssl.inference.cases import InputCase, collect_cases
+from nnssl.inference.completeness import scan_fault
 from nnssl.inference.fusion import local_similarity, weighted_vote
 from nnssl.inference.output import (
     case_contents,
@@ -174,7 +175,7 @@ class AtlasSegmenter:
         # the workers share the cores among them
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
         try:
-            data, properties = self._scan([str(file) for file in case.files])
+            data, properties = self._scan(case.files)
             spacing = [float(mm) for mm in properties["spacing"]]
             mask = self.segment(data, spacing, direction_of(properties), without)
         except UserError as error:
@@ -189,12 +190,12 @@ class AtlasSegmenter:
             return _reason(error)
         return None
 
-    def _scan(self, files: list[str]) -> tuple[NDArray[Any], dict[str, Any]]:
-        data, properties = self.reader().read_images(files)
-        number = 0 if self.allow_suspicious else nonfinite_values(files, data)
-        if number or not np.isfinite(data).all():
-            count = number or int(data.size - np.isfinite(data).sum())
-            raise UserError(f"the scan holds {count} NaN or infinite values", fix="replace them in the file")
+    def _scan(self, files: Sequence[Path]) -> tuple[NDArray[Any], dict[str, Any]]:
+        if fault := scan_fault(files, not_finite_is_zero=self.allow_suspicious):
+            raise UserError(fault)
+        data, properties = self.reader().read_images([str(file) for file in files])
+        if not np.isfinite(data).all():
+            raise UserError("the scan holds NaN or infinite values", fix="replace them in the file")
         return data, properties
 
     def segment(

@@ -8,11 +8,8 @@ import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
 
-import numpy as np
-
-_CHUNK = 1 << 20
+from nnssl.dataset.volumes import stream_nifti
 
 
 def is_nifti(file: Path) -> bool:
@@ -59,34 +56,19 @@ def nifti_fault(file: Path, *, thorough: bool, not_finite_is_zero: bool = False)
             return _too_short(file.stat().st_size, expected)
         if _recorded_length(file) == expected % 2**32:
             return None
-    opener: Any = gzip.open if compressed else open
     try:
-        with opener(file, "rb") as stream:
-            length, not_finite = _read_through(stream, stored.dtype, stored.offset, expected)
+        _, length, not_finite = stream_nifti(str(file))
     except EOFError:
         return "the file is cut off"
     except (zlib.error, gzip.BadGzipFile) as error:
         return f"the file is damaged ({error})"
-    if thorough and not_finite and not not_finite_is_zero:
+    if not_finite and thorough and not not_finite_is_zero:
         voxels = f"{not_finite} voxel{'s' * (not_finite > 1)}"
         return (
             f"the image holds NaN or infinite values in {voxels}; write numbers in their place, or take them for 0 "
             "with --allow_suspicious"
         )
     return _too_short(length, expected)
-
-
-def _read_through(stream: IO[bytes], dtype: np.dtype, begin: int, end: int) -> tuple[int, int]:
-    """Length in bytes, and number of NaN and infinite values between two positions."""
-    length, not_finite, rest = 0, 0, b""
-    for chunk in iter(lambda: stream.read(_CHUNK), b""):
-        if dtype.kind in "fc":
-            values = rest + chunk[max(begin - length, 0) : max(end - length, 0)]
-            whole = len(values) // dtype.itemsize
-            not_finite += whole - int(np.isfinite(np.frombuffer(values, dtype, whole)).sum())
-            rest = values[whole * dtype.itemsize :]
-        length += len(chunk)
-    return length, not_finite
 
 
 def _recorded_length(file: Path) -> int:

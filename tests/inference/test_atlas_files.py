@@ -95,7 +95,7 @@ def test_atlases_without_anything_to_register_are_named(raw, content, told):
     [
         (np.full(SHAPE, 7, np.float32), "no contrast"),
         (_image(0)[:1], "differ in dimension"),
-        (np.full(SHAPE, np.nan, np.float32), "holds 10560 NaN or infinite values"),
+        (np.full(SHAPE, np.nan, np.float32), "NaN or infinite values in 10560 voxels"),
         (np.where(_image(0) > 101, np.inf, _image(0)), "NaN or infinite values"),
     ],
 )
