@@ -58,8 +58,9 @@ def scores(members: Sequence[Job], folder: Path) -> dict[str, float]:
         folds = [str(number) for number in range(len(members))]
         words = ["predict", "-m", str(model), "-f", *folds, "-i", str(images), "-o", str(home / "predicted")]
         run_command([*words, "-device", "cpu", "--continue_prediction", "--disable_progress_bar"], {})
+        cases = sorted(mask.name.removesuffix(".nii.gz") for mask in (home / "predicted").glob("*.nii.gz"))
         words = ["evaluate", "-gt", str(raw / "labelsTr"), "-pred", str(home / "predicted"), "-o", str(summary)]
-        run_command(words, {})
+        run_command([*words, "--cases", *cases], {})
     found = {}
     for case in json.loads(summary.read_text())["metric_per_case"]:
         values = [metrics["Dice"] for metrics in case["metrics"].values()]

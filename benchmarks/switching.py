@@ -21,7 +21,6 @@ CANDIDATES = {
     "all pairs": ("switch_probability=1",),
     "3 to 6 boxes of 0.12 to 0.25": ("switch_boxes=(3,6)", "switch_edges=(0.12,0.25)"),
     "one box of 0.5 to 0.75": ("switch_boxes=(1,1)", "switch_edges=(0.5,0.75)"),
-    "boxes of 0.4 to 0.8, all pairs": ("switch_edges=(0.4,0.8)", "switch_probability=1"),
 }
 
 
