@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -61,7 +63,9 @@ def largest_region(mask: torch.Tensor) -> torch.Tensor:
         numbers = torch.where(inside, pointers, -1).view(mask.shape).float()
         around = pool(numbers, 3, stride=1, padding=1).flatten(1).long()
         around = torch.where(inside, around, pointers)
-        pointers = torch.maximum(pointers.scatter_reduce(1, pointers, around, "amax"), around)
+        with _any_order():  # does not change the largest of whole numbers
+            highest = pointers.scatter_reduce(1, pointers, around, "amax")
+        pointers = torch.maximum(highest, around)
         for _ in range(2):
             pointers = pointers.gather(1, pointers)
     first = torch.arange(len(mask), device=mask.device)[:, None] * cells
@@ -75,3 +79,17 @@ def largest_region(mask: torch.Tensor) -> torch.Tensor:
 def rounds_of(cells: int) -> int:
     """Rounds of `largest_region`: about twice what spirals, meanders and random mazes need, which are the longest."""
     return math.ceil(math.log2(cells + 1))
+
+
+@contextmanager
+def _any_order() -> Iterator[None]:
+    """Context for operations that take numbers in any order, which torch refuses on CUDA in its deterministic mode."""
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)

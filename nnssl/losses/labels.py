@@ -47,18 +47,19 @@ def class_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Mean over voxels of weighted negative log-likelihoods; the weights are of classes ``(K,)``.
+    """Mean over voxels of weighted negative log-likelihoods; the weights are of classes ``(K,)``, None for equal ones.
 
     The mean is over the number of voxels, not over their weights (as in PyTorch), so that patches of equal size weigh
     the same, and the mean over parts of a batch is that over the batch. Voxels of class ``ignore_index`` do not count.
+    CUDA has no deterministic kernel for a cross entropy that sums; this one sums afterwards.
 
     >>> WeightedCrossEntropy(torch.tensor([1.0, 3.0]))(torch.zeros(1, 2, 2), torch.tensor([[0, 1]]))
     tensor(1.3863)
     """
 
-    weight: torch.Tensor
+    weight: torch.Tensor | None
 
-    def __init__(self, weight: torch.Tensor, ignore_index: int = -100):
+    def __init__(self, weight: torch.Tensor | None = None, ignore_index: int = -100):
         super().__init__()
         self.register_buffer("weight", weight, persistent=False)
         self.ignore_index = ignore_index
@@ -66,8 +67,8 @@ class WeightedCrossEntropy(nn.Module):
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Logits ``(N, K, *S)`` and class numbers ``(N, *S)`` of any number format; 0 if no voxel counts."""
         labels = labels.long()
-        total = cross_entropy(logits, labels, self.weight, ignore_index=self.ignore_index, reduction="sum")
-        return total / (labels != self.ignore_index).sum().clamp_min(1)
+        each = cross_entropy(logits, labels, self.weight, ignore_index=self.ignore_index, reduction="none")
+        return each.sum() / (labels != self.ignore_index).sum().clamp_min(1)
 
 
 def region_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -129,6 +129,37 @@ def block_means(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return means
 
 
+class BlockMeans(nn.Module):
+    """``nn.AvgPool3d`` without overlap, with edges ``(e_x, e_y, e_z)``; what does not fill a block is dropped."""
+
+    def __init__(self, edges: Sequence[int]):
+        super().__init__()
+        self.edges = tuple(edges)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        shape = [size // edge for size, edge in zip(features.shape[2:], self.edges, strict=True)]
+        whole = (slice(count * edge) for count, edge in zip(shape, self.edges, strict=True))
+        return block_means(features[(..., *whole)], shape)
+
+
+def with_deterministic_pooling(network: nn.Module) -> nn.Module:
+    """``network``, in which `BlockMeans` takes the place of ``nn.AvgPool3d`` without overlap; weights keep their names.
+
+    torch refuses the gradient of the latter on GPUs in its deterministic mode. nnU-Net's residual encoders have it.
+    """
+    for module in network.modules():
+        for name, child in module.named_children():
+            if not isinstance(child, nn.AvgPool3d) or child.ceil_mode:
+                continue
+            edges, strides, padding = (
+                (size,) * 3 if isinstance(size, int) else tuple(size)
+                for size in (child.kernel_size, child.stride, child.padding)
+            )
+            if edges == strides and not any(padding):
+                setattr(module, name, BlockMeans(edges))
+    return network
+
+
 def max_pooled(features: torch.Tensor) -> torch.Tensor:
     """Maximum pooling ``(N, C, *S)`` with edge 3 and stride 2, but not along axes of fewer than 3 voxels.
 

@@ -9,6 +9,7 @@ from torch import nn
 from nnssl.errors import UserError
 from nnssl.networks.channel_dropout import make_scalable, scaled_channels
 from nnssl.networks.features import (
+    BlockMeans,
     FeatureTap,
     block_means,
     bottleneck,
@@ -16,6 +17,7 @@ from nnssl.networks.features import (
     last_but_one_decoder_stage,
     last_decoder_stage,
     max_pooled,
+    with_deterministic_pooling,
 )
 from nnssl.networks.unwrap import set_deep_supervision
 from tests.support.unets import KINDS, small_unet
@@ -170,3 +172,25 @@ def test_maximum_pooling_and_its_gradient_are_those_of_torch(shape):
         seen.add(function.name())
         functions += [one for one, _ in function.next_functions if one is not None]
     assert not any("MaxPool" in name for name in seen)
+
+
+def test_pooling_without_overlap_can_be_replaced():
+    images = torch.randn(2, 3, 5, 8, 6)
+    for pool, expected in (
+        (nn.AvgPool3d((1, 2, 3), (1, 2, 3)), True),
+        (nn.AvgPool3d(2), True),
+        (nn.AvgPool3d(3, 2), False),
+    ):
+        network = with_deterministic_pooling(nn.Sequential(nn.Conv3d(3, 3, 1), nn.Sequential(pool)))
+        assert isinstance(network[1][0], BlockMeans) is expected
+        torch.testing.assert_close(network[1](images), pool(images))
+
+
+def test_a_residual_encoder_computes_the_same_with_replaced_pooling():
+    network, images = small_unet("residual", 3), torch.randn(2, 1, 8, 8, 8)
+    expected, names = network(images), list(network.state_dict())
+    with_deterministic_pooling(network)
+    assert any(isinstance(module, BlockMeans) for module in network.modules())
+    assert not any(isinstance(module, nn.AvgPool3d) for module in network.modules())
+    assert list(network.state_dict()) == names
+    torch.testing.assert_close(network(images), expected)

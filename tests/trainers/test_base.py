@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +119,72 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_its_name(tiny, monkeyp
     trainer = tiny.trainer("MeanTeacher")
     monkeypatch.setattr(trainer, "unsupervised_loss", lambda step: {"consistency": torch.tensor(float("nan"))})
     with pytest.raises(UserError, match="not finite: loss, consistency"):
+        trainer.run_training()
+
+
+def _overflows(trainer, monkeypatch, steps):
+    """A loss scaler as in fp16, and numbers that overflow in some of the steps."""
+    trainer.grad_scaler = torch.amp.GradScaler(trainer.device.type, init_scale=2.0**8)
+    real = trainer.unsupervised_loss
+
+    def overflowing(step):
+        return {name: loss * (torch.inf if step.iteration in steps else 1.0) for name, loss in real(step).items()}
+
+    monkeypatch.setattr(trainer, "unsupervised_loss", overflowing)
+
+
+def test_steps_that_overflow_in_fp16_are_left_out_and_told(tiny, monkeypatch, capsys):
+    trainer = tiny.trainer("MeanTeacher")
+    _overflows(trainer, monkeypatch, {2})
+    trainer.run_training()
+    assert trainer.iteration == 4
+    assert all(math.isfinite(value) for row in trainer.history.rows for value in row.values())
+    told = [line for line in capsys.readouterr().out.splitlines() if "WARNING: in 1 of 2 steps of epoch 1" in line]
+    assert len(told) == 1
+
+
+def test_an_epoch_that_overflows_throughout_ends_the_training(tiny, monkeypatch):
+    trainer = tiny.trainer("MeanTeacher")
+    _overflows(trainer, monkeypatch, {2, 3})
+    with pytest.raises(UserError, match="not finite: loss, consistency"):
+        trainer.run_training()
+    assert len(trainer.history.rows) == 1
+
+
+def test_a_stop_after_a_step_that_overflowed_saves(tiny, monkeypatch):
+    trainer = tiny.trainer("MeanTeacher")
+    _overflows(trainer, monkeypatch, {0})
+    real = trainer.after_step
+    stop = Path(trainer.output_folder, "stop")
+    monkeypatch.setattr(trainer, "after_step", lambda step: (real(step), stop.touch()))
+    with pytest.raises(SystemExit):
+        trainer.run_training()
+    assert Path(trainer.output_folder, "checkpoint_latest.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "memory of cpu does not suffice"),
+        (RuntimeError("avg_pool3d_backward_cuda does not have a deterministic implementation, but"), "--deterministic"),
+    ],
+)
+def test_what_the_device_refuses_is_told_in_one_message(tiny, monkeypatch, error, told):
+    trainer = tiny.trainer("Supervised")
+
+    def refuse(*args):
+        raise error
+
+    monkeypatch.setattr(trainer, "forward", refuse)
+    with pytest.raises(UserError, match=told) as caught:
+        trainer.run_training()
+    assert "Supervised on cpu in fp32, 1 labeled and 0 unlabeled patches of 16x16x16" in str(caught.value)
+
+
+def test_other_errors_of_a_step_stay_as_they_are(tiny, monkeypatch):
+    trainer = tiny.trainer("Supervised")
+    monkeypatch.setattr(trainer, "forward", lambda step: step.labeled @ torch.ones(5))
+    with pytest.raises(RuntimeError, match="size"):
         trainer.run_training()
 
 

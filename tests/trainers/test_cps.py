@@ -141,17 +141,6 @@ def test_gradients_are_clipped_for_each_network(make):
         assert norm.item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_loss_scaler_changes_nothing(make):
-    data, trainer = make(cross_weight=1.0)
-    _, scaled = make(cross_weight=1.0)
-    scaled.grad_scaler = torch.amp.GradScaler(DEVICE.type, init_scale=2.0**8)
-    for seed in range(2):
-        trainer.train_step(data.batch(seed))
-        scaled.train_step(data.batch(seed))
-    for name in ("network", "second"):
-        torch.testing.assert_close(_values(getattr(scaled, name)), _values(getattr(trainer, name)))
-
-
 def test_both_networks_train_before_the_main_phase(make):
     data, trainer = make(pretrain_share=0.5)
     before = _values(trainer.second)

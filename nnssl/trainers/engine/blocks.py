@@ -22,7 +22,7 @@ from nnssl.losses.labels import (
 from nnssl.losses.uncertainty import class_confidence, region_confidence
 from nnssl.networks.channel_dropout import dropout_factors
 from nnssl.networks.ema import EMATeacher
-from nnssl.networks.features import FeatureTap
+from nnssl.networks.features import FeatureTap, with_deterministic_pooling
 from nnssl.networks.memory_format import set_memory_format
 from nnssl.networks.micro_batch import in_parts
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
@@ -192,6 +192,8 @@ class BuildingBlocks(nnUNetTrainer):
             self.label_manager.num_segmentation_heads,
             self.enable_deep_supervision,
         ).to(self.device)
+        if self.settings.deterministic:
+            with_deterministic_pooling(network)
         set_memory_format(network, self.memory_format)
         if self._do_i_compile():
             network.compile()

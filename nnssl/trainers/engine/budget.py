@@ -19,6 +19,7 @@ from nnssl.dataloading.cases import NamedErrors
 from nnssl.dataloading.streams import PREFETCHED_BATCHES
 from nnssl.errors import UserError
 from nnssl.trainers.engine.deadline import Deadline, phase_boundaries
+from nnssl.trainers.engine.device_errors import device_errors
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.pipelines import unlabeled_images, worker_counts
 from nnssl.trainers.engine.recipe import total_steps
@@ -168,17 +169,18 @@ def measure_costs(trainer: SemiSupervisedTrainer) -> Costs:
     began = time.monotonic()
     trainer.on_train_start()
     try:
-        trainer.network.train()
-        total, starts = total_steps(trainer), phase_boundaries(trainer)
-        ready, step = 0.0, 0.0
-        for start, end in zip(starts, [*starts[1:], total], strict=True):
-            if start > 0:
-                _go_to(trainer, start)
-            began += _drain(trainer)
-            seconds = _median_seconds(trainer, lambda: _step(trainer))
-            step += seconds * (end - start) / total
-            ready = ready or time.monotonic() - began - _MEASURED * seconds
-        step += _validation_seconds(trainer) / VALIDATION_SHARE
+        with device_errors(trainer):
+            trainer.network.train()
+            total, starts = total_steps(trainer), phase_boundaries(trainer)
+            ready, step = 0.0, 0.0
+            for start, end in zip(starts, [*starts[1:], total], strict=True):
+                if start > 0:
+                    _go_to(trainer, start)
+                began += _drain(trainer)
+                seconds = _median_seconds(trainer, lambda: _step(trainer))
+                step += seconds * (end - start) / total
+                ready = ready or time.monotonic() - began - _MEASURED * seconds
+            step += _validation_seconds(trainer) / VALIDATION_SHARE
     finally:
         trainer.dataloader_train.close()
         trainer.dataloader_val.close()

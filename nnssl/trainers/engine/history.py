@@ -35,6 +35,16 @@ class LossMeter:
         """Mean of every loss since the last `clear`, in the order in which the names were first seen."""
         return {name: torch.stack(values).double().mean().item() for name, values in self._values.items()}
 
+    def finite_means(self) -> dict[str, float]:
+        """`means` of the finite values; NaN for a loss that has none."""
+        rows = {name: torch.stack(values).double() for name, values in self._values.items()}
+        return {name: row[row.isfinite()].mean().item() for name, row in rows.items()}
+
+    def count_infinite(self, name: str) -> int:
+        """How many values of a loss since the last `clear` are NaN or infinite."""
+        values = self._values.get(name)
+        return 0 if not values else int((~torch.stack(values).isfinite()).sum())
+
     def clear(self) -> None:
         self._values.clear()
 

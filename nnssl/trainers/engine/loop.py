@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nnssl.errors import UserError
 from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.deadline import keep_deadline
+from nnssl.trainers.engine.device_errors import device_errors
 from nnssl.trainers.engine.history import not_finite
 from nnssl.trainers.engine.pipelines import worker_counts
 from nnssl.trainers.engine.preview import class_names, preview_is_due, save_preview_of_epoch
@@ -48,7 +49,7 @@ def train(trainer: SemiSupervisedTrainer, begin: Callable[[], None] = lambda: No
     later. Only the main rank watches for the file, writes and reports.
 
     Raises:
-        UserError: if a loss is not finite or a worker process died.
+        UserError: if a loss is not finite, a worker process died, or the device lacks memory or deterministic kernels.
     """
     trainer.on_train_start()
     folder = Path(trainer.output_folder)
@@ -58,7 +59,7 @@ def train(trainer: SemiSupervisedTrainer, begin: Callable[[], None] = lambda: No
         if trainer.ranks.is_main:
             for leftover in folder.rglob(".tmp_*"):
                 leftover.unlink()
-        with StopRequest(stop_file) as stop, _progress_bar(trainer) as bar:
+        with StopRequest(stop_file) as stop, _progress_bar(trainer) as bar, device_errors(trainer):
             clock = _Clock()
             while trainer.current_epoch < trainer.num_epochs:
                 _run_epoch(trainer, stop, bar, clock)
@@ -100,8 +101,7 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
         steps += 1
         bar.update()
     trainer.meter.average(trainer.ranks.mean)
-    _refuse_infinite(trainer)
-    losses = trainer.meter.means()
+    losses = _epoch_losses(trainer)
     seconds, waited = time.monotonic() - began, sum(trainer.dataloader_train.waited.values())
     timing = {"step_seconds": seconds / max(steps, 1), "data_wait": waited / max(steps, 1)}
     _save_or_stop(trainer, stop, clock)
@@ -293,10 +293,32 @@ def _save_or_stop(trainer: SemiSupervisedTrainer, stop: StopRequest, clock: _Clo
         _exit(trainer, stop)
 
 
-def _refuse_infinite(trainer: SemiSupervisedTrainer) -> None:
-    """``UserError`` if a loss of this epoch is not finite, so that the last good checkpoint stays."""
+def _epoch_losses(trainer: SemiSupervisedTrainer) -> dict[str, float]:
+    """Means of the losses of a whole epoch.
+
+    In fp16 numbers can overflow in single steps. The loss scaler drops the updates of these, as in nnU-Net, so they are
+    left out of the means and told; only an epoch of nothing else is refused.
+    """
+    meter = trainer.meter
+    dropped = meter.count_infinite("loss") if trainer.grad_scaler is not None else 0
+    if dropped == 0 or dropped == trainer.num_iterations_per_epoch:
+        _refuse_infinite(trainer, even_if_scaled=True)
+        return meter.means()
+    steps, epoch = trainer.num_iterations_per_epoch, trainer.current_epoch
+    trainer.print_to_log_file(
+        f"WARNING: in {dropped} of {steps} steps of epoch {epoch} the loss was not finite in {trainer.precision.name}: "
+        "they were skipped. If they become many, train with --precision bf16 or fp32"
+    )
+    return meter.finite_means()
+
+
+def _refuse_infinite(trainer: SemiSupervisedTrainer, even_if_scaled: bool = False) -> None:
+    """``UserError`` if a loss of this epoch is not finite, so that the last good checkpoint stays.
+
+    Where a loss scaler has kept such losses from the weights, a checkpoint of them is good.
+    """
     bad = not_finite(trainer.meter.means())
-    if bad:
+    if bad and (even_if_scaled or trainer.grad_scaler is None):
         raise UserError(
             f"the loss is not finite: {', '.join(bad)}",
             where=f"epoch {trainer.current_epoch} of {trainer.output_folder}",

@@ -48,7 +48,7 @@ def _check(trainer: SemiSupervisedTrainer) -> None:
         return
     raise UserError(
         "a training step does not fit into the memory of the device",
-        where=_where(trainer),
+        where=described(trainer),
         expected=f"at most {_size(room)}, which are available",
         found=f"about {_figures(estimate)}",
         fix=_advice(trainer, room),
@@ -122,7 +122,8 @@ def flags(trainer: SemiSupervisedTrainer, changes: Changes) -> str:
     return " ".join(f"{flag}{value}" for flag, value in values.items() if value is not None)
 
 
-def _where(trainer: SemiSupervisedTrainer) -> str:
+def described(trainer: SemiSupervisedTrainer) -> str:
+    """What trains where, in which number format, and on how many patches of which size."""
     shape = "x".join(map(str, trainer.configuration_manager.patch_size))
     ranks = "" if trainer.ranks.size == 1 else f" of {trainer.ranks.size} processes each"
     return (

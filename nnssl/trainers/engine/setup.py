@@ -11,6 +11,8 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 
+from nnssl.losses.labels import WeightedCrossEntropy
+from nnssl.networks.features import with_deterministic_pooling
 from nnssl.networks.unwrap import set_deep_supervision, unwrap
 from nnssl.trainers.engine import checkpoint
 from nnssl.trainers.engine.atlas import settle_correspondence
@@ -56,6 +58,8 @@ class SetUp(BuildingBlocks):
         self.precision = choose_precision(self.device, self.settings.precision)
         seed_everything(self.settings.seed)
         super().initialize()
+        if self.settings.deterministic:
+            with_deterministic_pooling(unwrap(self.network))
         weigh_classes(self)
         self.network = synchronize_batch_norms(self.network, self.ranks, self.device)
         self.grad_scaler = self.precision.grad_scaler()
@@ -75,6 +79,9 @@ class SetUp(BuildingBlocks):
         loss = super()._build_loss()
         inner = dice_and_cross_entropy(loss)
         inner.weight_dice, inner.weight_ce = self.segmentation_weights
+        if self.settings.deterministic and not self.label_manager.has_regions:
+            # equal to nnU-Net's, and possible on CUDA
+            inner.ce = WeightedCrossEntropy(ignore_index=inner.ce.ignore_index)
         return share_loss(loss, self.ranks, self.label_manager.ignore_label)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
