@@ -1,7 +1,7 @@
 """What `auto` chooses and late pseudo-labels in the longest minutes of a job (docs/benchmarks.md).
 
-Rows of `recommended.py` with 12 instead of 5 to 8 minutes, test cases: few labels may be learned by then, and unlabeled
-cases what is left to gain. Late pseudo-labels on the sets on which they gained in equal steps.
+Rows of `recommended.py` with 12 instead of 5 and 6 minutes, test cases, on the sets on which late pseudo-labels gained
+in equal steps: few labels may be learned by then, and unlabeled cases what is left to gain.
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ from methods import CEILING, SWITCH
 from recommended import LATE_FLAGS, LATE_ROW, LATE_SETS, ROWS, SETS
 
 MINUTES = 12
-SOURCES = (*LATE_SETS, "la_1p25mm")
 
 
 def jobs() -> list[Job]:
     """Draw by draw, set by set."""
     found = []
     for draw in (0, 1):
-        for source in SOURCES:
+        for source in LATE_SETS:
             (labeled, cases), _, flags = SETS[source]
             table = f"{source}, {labeled} labeled cases, {MINUTES} minutes, draws 0 and 1"
             few = DataSet(f"{source}_{labeled}_draw_{draw}_{MINUTES}_minutes", source, labeled, draw, **flags)
             every = DataSet(f"{source}_{cases}_{MINUTES}_minutes", source, cases, **flags)
             rows = {row: ROWS[row] for row in ("Supervised", SWITCH)}
-            if source in LATE_SETS:
-                rows[LATE_ROW] = ("SwitchedSelfTraining", LATE_FLAGS)
+            rows[LATE_ROW] = ("SwitchedSelfTraining", LATE_FLAGS)
             for row, (trainer, words) in rows.items():
                 found.append(Job(row, few, trainer, draw, flags=tuple(words), table=table, minutes=MINUTES))
             found.append(Job(CEILING, every, "Supervised", draw, table=table, minutes=MINUTES))
