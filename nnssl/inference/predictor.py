@@ -21,6 +21,7 @@ from nnssl.inference.network import build_network, load_weights, managers, requi
 from nnssl.inference.uncertainty import further_networks
 from nnssl.networks.ensemble import Ensemble
 from nnssl.networks.memory_format import layout_named, layout_of, set_memory_format
+from nnssl.networks.unwrap import unwrap
 from nnssl.planners.plans_file import refuse_foreign_code
 from nnssl.trainers.engine.memory_format import check_memory_format
 from nnssl.trainers.engine.precision import Precision, choose_precision
@@ -90,6 +91,8 @@ class Predictor(nnUNetPredictor):
                 verbose_preprocessing,
                 allow_tqdm,
             )
+        if torch.are_deterministic_algorithms_enabled():
+            torch.backends.cudnn.benchmark = False  # which nnU-Net's predictor switches on
 
     def initialize_from_trained_model_folder(
         self,
@@ -177,8 +180,9 @@ class Predictor(nnUNetPredictor):
             if len(folds) > 1:
                 # as nnU-Net averages, to the bit
                 return sum(outputs[1:], outputs[0].clone()) / len(folds), outputs
-            if isinstance(network, Ensemble):
-                return outputs[0], [self._logits_of(member, data) for member in network.members.values()]
+            ensemble = unwrap(network)
+            if isinstance(ensemble, Ensemble):
+                return outputs[0], [self._logits_of(member, data) for member in ensemble.members.values()]
             return outputs[0], outputs + [self._logits_with(weights, data) for weights in self._further_weights]
         finally:
             self.list_of_parameters, self.network = folds, network

@@ -333,7 +333,9 @@ def test_micro_batches_change_no_gradient(name, dimensions, deep_supervision, ti
         losses = trainer.train_step(data.batch())
         gradients = {key: p.grad for key, p in unwrap(trainer.network).named_parameters() if p.grad is not None}
         found.append((losses, gradients))
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+    # CUDA computes in fp16 here
+    rtol, atol = (1e-3, 1e-5) if DEVICE.type == "cpu" else (1e-2, 1e-3)
+    torch.testing.assert_close(*found, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -169,6 +169,17 @@ def test_plans_that_a_later_training_has_replaced(tmp_path):
     assert str(folder / "fold_0" / "checkpoint_final.pth") in str(found.value)
 
 
+def test_deterministic_mode_stays(monkeypatch):
+    """nnU-Net's predictor lets cuDNN choose its algorithms by timing."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    torch.use_deterministic_algorithms(True)
+    try:
+        Predictor(device=torch.device("cuda"))
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("step", [0, 1.5])
 def test_step_size_out_of_range(step):
     with pytest.raises(UserError, match="step size"):

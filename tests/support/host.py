@@ -55,8 +55,9 @@ def _note(operation: str, found: list[str]) -> None:
     """Adds the operation, and the line of nnssl that led to it."""
     frames = traceback.extract_stack()
     files = [frame.filename.replace("\\", "/") for frame in frames]
-    # optimizers of torch count their steps in tensors of the host, whatever the device of the parameters
-    if any("/torch/optim/" in file for file in files):
+    # optimizers of torch count their steps in tensors of the host, whatever the device of the parameters; its loss
+    # scaler, which nnU-Net has too, waits once per update
+    if any("/torch/optim/" in file or "/torch/amp/" in file for file in files):
         return
     ours = [f"{file}:{frame.lineno}" for file, frame in zip(files, frames, strict=True) if "/nnssl/" in file]
     found.append(f"{operation} at {ours[-1] if ours else 'a place outside nnssl'}")

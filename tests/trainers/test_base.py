@@ -122,20 +122,25 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_its_name(tiny, monkeyp
         trainer.run_training()
 
 
-def _overflows(trainer, monkeypatch, steps):
-    """A loss scaler as in fp16, and numbers that overflow in some of the steps."""
+def _overflows(trainer, monkeypatch, steps, counted=True):
+    """A loss scaler as in fp16, and numbers that overflow in some of the steps, in a loss or beside it."""
     trainer.grad_scaler = torch.amp.GradScaler(trainer.device.type, init_scale=2.0**8)
-    real = trainer.unsupervised_loss
+    name = "unsupervised_loss" if counted else "optimize"
+    real = getattr(trainer, name)
 
     def overflowing(step):
-        return {name: loss * (torch.inf if step.iteration in steps else 1.0) for name, loss in real(step).items()}
+        losses = real(step)
+        if step.iteration in steps:
+            losses["consistency"] = losses["consistency"] * torch.inf
+        return losses
 
-    monkeypatch.setattr(trainer, "unsupervised_loss", overflowing)
+    monkeypatch.setattr(trainer, name, overflowing)
 
 
-def test_steps_that_overflow_in_fp16_are_left_out_and_told(tiny, monkeypatch, capsys):
+@pytest.mark.parametrize("counted", [True, False])
+def test_steps_that_overflow_in_fp16_are_left_out_and_told(tiny, monkeypatch, capsys, counted):
     trainer = tiny.trainer("MeanTeacher")
-    _overflows(trainer, monkeypatch, {2})
+    _overflows(trainer, monkeypatch, {2}, counted)
     trainer.run_training()
     assert trainer.iteration == 4
     assert all(math.isfinite(value) for row in trainer.history.rows for value in row.values())
@@ -143,12 +148,22 @@ def test_steps_that_overflow_in_fp16_are_left_out_and_told(tiny, monkeypatch, ca
     assert len(told) == 1
 
 
-def test_an_epoch_that_overflows_throughout_ends_the_training(tiny, monkeypatch):
+@pytest.mark.parametrize(("counted", "named"), [(True, "loss, consistency"), (False, "consistency")])
+def test_an_epoch_that_overflows_throughout_ends_the_training(tiny, monkeypatch, counted, named):
     trainer = tiny.trainer("MeanTeacher")
-    _overflows(trainer, monkeypatch, {2, 3})
-    with pytest.raises(UserError, match="not finite: loss, consistency"):
+    _overflows(trainer, monkeypatch, {2, 3}, counted)
+    with pytest.raises(UserError, match=f"not finite: {named}"):
         trainer.run_training()
     assert len(trainer.history.rows) == 1
+
+
+def test_gradients_that_overflow_at_any_scale_end_the_training(tiny, monkeypatch):
+    trainer = tiny.trainer("Supervised")
+    trainer.grad_scaler = torch.amp.GradScaler(trainer.device.type, init_scale=2e-6)
+    for parameter in trainer.network.parameters():
+        parameter.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(UserError, match="gradients are not finite"):
+        trainer.run_training()
 
 
 def test_a_stop_after_a_step_that_overflowed_saves(tiny, monkeypatch):
@@ -166,19 +181,23 @@ def test_a_stop_after_a_step_that_overflowed_saves(tiny, monkeypatch):
     ("error", "told"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "memory of cpu does not suffice"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "memory of cpu does not suffice"),
         (RuntimeError("avg_pool3d_backward_cuda does not have a deterministic implementation, but"), "--deterministic"),
+        (torch._dynamo.exc.TorchDynamoException("Failed to find C compiler."), "nnUNet_compile=f"),
     ],
 )
 def test_what_the_device_refuses_is_told_in_one_message(tiny, monkeypatch, error, told):
     trainer = tiny.trainer("Supervised")
+    begun = []
 
     def refuse(*args):
         raise error
 
     monkeypatch.setattr(trainer, "forward", refuse)
     with pytest.raises(UserError, match=told) as caught:
-        trainer.run_training()
-    assert "Supervised on cpu in fp32, 1 labeled and 0 unlabeled patches of 16x16x16" in str(caught.value)
+        trainer.run_training(begin=lambda: begun.append(True))
+    assert "step 0: Supervised on cpu in fp32, 1 labeled and 0 unlabeled patches of 16x16x16" in str(caught.value)
+    assert not begun, "an earlier training's results are removed then"
 
 
 def test_other_errors_of_a_step_stay_as_they_are(tiny, monkeypatch):
@@ -186,6 +205,12 @@ def test_other_errors_of_a_step_stay_as_they_are(tiny, monkeypatch):
     monkeypatch.setattr(trainer, "forward", lambda step: step.labeled @ torch.ones(5))
     with pytest.raises(RuntimeError, match="size"):
         trainer.run_training()
+
+
+def test_a_training_begins_once(tiny):
+    trainer, begun = tiny.trainer("Supervised"), []
+    trainer.run_training(begin=lambda: begun.append(trainer.iteration))
+    assert begun == [1]
 
 
 def test_too_few_unlabeled_cases_are_told_before_training(tmp_path, monkeypatch):

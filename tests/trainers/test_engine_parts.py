@@ -56,6 +56,9 @@ def test_autocast_computes_in_the_chosen_format():
         with precision.autocast():
             assert layer(torch.zeros(1, 2)).dtype == dtype
         assert precision.grad_scaler() is None
+    # nnU-Net's online validation opens a context of its own on CUDA
+    with torch.autocast("cpu", dtype=torch.bfloat16), Precision("fp32", "cpu").autocast():
+        assert layer(torch.zeros(1, 2)).dtype == torch.float32
 
 
 def test_measuring_memory_formats_changes_nothing():

@@ -22,6 +22,7 @@ from nnssl.trainers.engine.deadline import Deadline, phase_boundaries
 from nnssl.trainers.engine.device_errors import device_errors
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.pipelines import unlabeled_images, worker_counts
+from nnssl.trainers.engine.pseudo_labeling import pseudo_label
 from nnssl.trainers.engine.recipe import total_steps
 from nnssl.trainers.engine.request import TrainingRequest, overrides_of, trainer_class_of
 from nnssl.trainers.engine.trial import trial
@@ -184,7 +185,8 @@ def measure_costs(trainer: SemiSupervisedTrainer) -> Costs:
     finally:
         trainer.dataloader_train.close()
         trainer.dataloader_val.close()
-    return Costs(step, ready, *_case_seconds(trainer))
+    with device_errors(trainer):
+        return Costs(step, ready, *_case_seconds(trainer))
 
 
 def _go_to(trainer: SemiSupervisedTrainer, iteration: int) -> None:
@@ -244,10 +246,10 @@ def _case_seconds(trainer: SemiSupervisedTrainer) -> tuple[float, float]:
 
         def predict() -> None:
             if between:
-                image = torch.from_numpy(images.load_case(middle)[0][:])
+                pseudo_label(predictor, torch.from_numpy(images.load_case(middle)[0][:]))
             else:
                 image, _ = case_image(trainer, validation_cases(trainer, [middle]), middle)
-            trainer.label_manager.convert_logits_to_segmentation(predict_logits(predictor, image))
+                trainer.label_manager.convert_logits_to_segmentation(predict_logits(predictor, image))
 
         def timed() -> float:
             began = time.monotonic()

@@ -40,10 +40,9 @@ class LossMeter:
         rows = {name: torch.stack(values).double() for name, values in self._values.items()}
         return {name: row[row.isfinite()].mean().item() for name, row in rows.items()}
 
-    def count_infinite(self, name: str) -> int:
-        """How many values of a loss since the last `clear` are NaN or infinite."""
-        values = self._values.get(name)
-        return 0 if not values else int((~torch.stack(values).isfinite()).sum())
+    def count_infinite(self) -> int:
+        """How many values since the last `clear` are NaN or infinite, of the loss of which most are."""
+        return max((int((~torch.stack(values).isfinite()).sum()) for values in self._values.values()), default=0)
 
     def clear(self) -> None:
         self._values.clear()

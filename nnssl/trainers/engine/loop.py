@@ -31,6 +31,8 @@ SAVE_EVERY_EPOCHS = 10
 SAVE_EVERY_SECONDS = 300.0
 PLOT_EVERY_SECONDS = 60.0
 STOP_FILE = "stop"
+LEAST_SCALE = 1e-6
+"""Of a loss in fp16, which begins with 65536 and is halved by each step whose gradients are not finite."""
 STARVING_SHARE = 0.1
 
 # what a rank wishes before the next step; the largest wish of all ranks is done by all
@@ -42,7 +44,8 @@ LATEST, FINAL, BEST = "checkpoint_latest.pth", "checkpoint_final.pth", "checkpoi
 def train(trainer: SemiSupervisedTrainer, begin: Callable[[], None] = lambda: None) -> None:
     """Trains from where ``trainer`` stands to its last epoch.
 
-    ``begin`` is called before the first step, when all that can be wrong has been found.
+    ``begin`` is called after the first step, when nothing speaks against the training any more, and before anything is
+    saved.
 
     A stop request (SIGTERM, Ctrl-C, or a file ``stop`` in the run folder) saves ``checkpoint_latest.pth`` after the
     current step and ends the process with exit code 0. Several ranks stop together, whichever was asked to, one step
@@ -51,16 +54,16 @@ def train(trainer: SemiSupervisedTrainer, begin: Callable[[], None] = lambda: No
     Raises:
         UserError: if a loss is not finite, a worker process died, or the device lacks memory or deterministic kernels.
     """
-    trainer.on_train_start()
+    with device_errors(trainer):
+        trainer.on_train_start()
     folder = Path(trainer.output_folder)
     stop_file = folder / STOP_FILE if trainer.ranks.is_main else None
     try:
-        begin()
         if trainer.ranks.is_main:
             for leftover in folder.rglob(".tmp_*"):
                 leftover.unlink()
         with StopRequest(stop_file) as stop, _progress_bar(trainer) as bar, device_errors(trainer):
-            clock = _Clock()
+            clock = _Clock(begin)
             while trainer.current_epoch < trainer.num_epochs:
                 _run_epoch(trainer, stop, bar, clock)
         _finish(trainer)
@@ -70,11 +73,18 @@ def train(trainer: SemiSupervisedTrainer, begin: Callable[[], None] = lambda: No
 
 
 class _Clock:
-    """When the last checkpoint, plot and preview were made, and whether a lack of patches was told."""
+    """When the last checkpoint, plot and preview were made, and what has happened once."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[], None]) -> None:
         self.saved = self.plotted = self.pictured = time.monotonic()
-        self.has_warned = False
+        self.has_warned = self.has_begun = False
+        self._begin = begin
+
+    def begin(self) -> None:
+        """Calls ``begin``, unless it was called."""
+        if not self.has_begun:
+            self.has_begun = True
+            self._begin()
 
 
 def _progress_bar(trainer: SemiSupervisedTrainer) -> tqdm:
@@ -98,6 +108,7 @@ def _run_epoch(trainer: SemiSupervisedTrainer, stop: StopRequest, bar: tqdm, clo
         batch = None  # not to be kept while the next one is waited for
         batch = next(trainer.dataloader_train)
         trainer.meter.add(trainer.train_step(batch))
+        clock.begin()
         steps += 1
         bar.update()
     trainer.meter.average(trainer.ranks.mean)
@@ -276,6 +287,7 @@ def _average_dice(trainer: SemiSupervisedTrainer) -> float | None:
 
 
 def _save_latest(trainer: SemiSupervisedTrainer, clock: _Clock) -> None:
+    clock.begin()
     trainer.save_checkpoint(str(Path(trainer.output_folder, LATEST)))
     clock.saved = time.monotonic()
 
@@ -297,18 +309,27 @@ def _epoch_losses(trainer: SemiSupervisedTrainer) -> dict[str, float]:
     """Means of the losses of a whole epoch.
 
     In fp16 numbers can overflow in single steps. The loss scaler drops the updates of these, as in nnU-Net, so they are
-    left out of the means and told; only an epoch of nothing else is refused.
+    left out of the means and told. Only an epoch of nothing else is refused, and gradients that overflow however small
+    the scale of the loss has become.
     """
-    meter = trainer.meter
-    dropped = meter.count_infinite("loss") if trainer.grad_scaler is not None else 0
-    if dropped == 0 or dropped == trainer.num_iterations_per_epoch:
-        _refuse_infinite(trainer, even_if_scaled=True)
+    meter, steps, epoch = trainer.meter, trainer.num_iterations_per_epoch, trainer.current_epoch
+    if trainer.grad_scaler is None:
+        _refuse_infinite(trainer)
         return meter.means()
-    steps, epoch = trainer.num_iterations_per_epoch, trainer.current_epoch
-    trainer.print_to_log_file(
-        f"WARNING: in {dropped} of {steps} steps of epoch {epoch} the loss was not finite in {trainer.precision.name}: "
-        "they were skipped. If they become many, train with --precision bf16 or fp32"
-    )
+    dropped = meter.count_infinite()
+    if dropped == steps:
+        _refuse_infinite(trainer, even_if_scaled=True)
+    if trainer.grad_scaler.get_scale() < LEAST_SCALE:
+        raise UserError(
+            f"the gradients are not finite in {trainer.precision.name}",
+            where=f"epoch {epoch} of {trainer.output_folder}",
+            fix="continue (--c) is of no use; train anew (--overwrite) with --precision bf16 or fp32",
+        )
+    if dropped:
+        trainer.print_to_log_file(
+            f"WARNING: in {dropped} of {steps} steps of epoch {epoch} the loss was not finite in "
+            f"{trainer.precision.name}: they were skipped. If they become many, train with --precision bf16 or fp32"
+        )
     return meter.finite_means()
 
 

@@ -56,7 +56,10 @@ def _check(trainer: SemiSupervisedTrainer) -> None:
 
 
 def _advice(trainer: SemiSupervisedTrainer, room: int) -> str:
-    found = smallest_change(trainer, room)
+    try:
+        found = smallest_change(trainer, room)
+    except Exception:  # as for the estimate
+        found = None
     if found is None:
         return (
             "close other programs, or plan for less memory (nnssl_plan_and_preprocess -gpu_memory_target); "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnssl.dataloading.cases import NamedErrors, unlabeled_folder
@@ -17,6 +18,7 @@ from nnssl.dataloading.properties import read_properties
 from nnssl.dataloading.pseudo_labeled import PseudoLabels
 from nnssl.dataloading.stability import changed_and_foreground, instability, worst_cases
 from nnssl.errors import UserError
+from nnssl.inference.predictor import Predictor
 from nnssl.inference.uncertainty import estimated_dice, values_by_channel
 from nnssl.preprocessing.case import preprocess_mask
 from nnssl.trainers.engine.pipelines import unlabeled_images
@@ -61,10 +63,7 @@ def predict_unlabeled(
     total, hidden = math.ceil(len(missing) / ranks.size), None if ranks.is_main else True
     for case in tqdm(ranks.deal(missing, stopping), "pseudo-labels", total, unit="case", leave=False, disable=hidden):
         image, mask = images.load_case(case)
-        logits = predict_logits(predictor, torch.from_numpy(image[:]))
-        probabilities = labels_of.apply_inference_nonlin(logits)
-        labels = labels_of.convert_probabilities_to_segmentation(probabilities).numpy()[None].astype(np.int16)
-        quality = estimated_dice(probabilities.numpy(), labels[0], values_by_channel(labels_of))
+        labels, quality = pseudo_label(predictor, torch.from_numpy(image[:]))
         if mask is not None:
             # nnU-Net's convention, by which its transforms keep the outside at zero
             labels[(labels == 0) & (mask[:] == 0)] = -1
@@ -73,6 +72,14 @@ def predict_unlabeled(
             facts["changed"], _ = changed_and_foreground(previous.labels(case)[:], labels)
         target.write(case, labels, labels_of, configuration.patch_size, facts)
     return not any(ranks.gather([stopping()]))
+
+
+def pseudo_label(predictor: Predictor, image: torch.Tensor) -> tuple[NDArray[np.int16], float | None]:
+    """Labels ``(1, *S)`` of a preprocessed image ``(C, *S)``, and what their Dice is estimated to be."""
+    labels_of = predictor.label_manager
+    probabilities = labels_of.apply_inference_nonlin(predict_logits(predictor, image))
+    labels = labels_of.convert_probabilities_to_segmentation(probabilities).numpy()[None].astype(np.int16)
+    return labels, estimated_dice(probabilities.numpy(), labels[0], values_by_channel(labels_of))
 
 
 def take_over_masks(

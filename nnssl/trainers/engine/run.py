@@ -13,6 +13,7 @@ from nnssl.planners.plans_file import data_differences
 from nnssl.trainers.base import SemiSupervisedTrainer
 from nnssl.trainers.engine.auto import with_choice
 from nnssl.trainers.engine.budget import budget_of
+from nnssl.trainers.engine.device_errors import device_errors
 from nnssl.trainers.engine.distributed import current_ranks, joined, ranks_of_environment
 from nnssl.trainers.engine.launch import launch
 from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
@@ -98,7 +99,8 @@ def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer
     ranks.disconnect()
     if request.validate_best:
         trainer.load_checkpoint(str(folder / BEST))
-    trainer.perform_actual_validation(request.save_probabilities)
+    with device_errors(trainer):
+        trainer.perform_actual_validation(request.save_probabilities)
 
 
 def _begin(trainer: SemiSupervisedTrainer, anew: bool) -> None:

@@ -100,7 +100,8 @@ def predictor_of(trainer: SemiSupervisedTrainer, mirroring: bool = True) -> Pred
 def predict_logits(predictor: Predictor, image: torch.Tensor) -> torch.Tensor:
     """Float32 logits ``(K, *S)`` on the CPU of a preprocessed image ``(C, *S)``."""
     with deep_supervision(predictor.network, False):
-        return predictor.predict_sliding_window_return_logits(image).float().cpu()
+        # on the device, beside the logits of half its size, there may be no room for what float makes
+        return predictor.predict_sliding_window_return_logits(image).cpu().float()
 
 
 def _predict_cases(
