@@ -138,7 +138,7 @@ class BlockMeans(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         shape = [size // edge for size, edge in zip(features.shape[2:], self.edges, strict=True)]
-        whole = (slice(count * edge) for count, edge in zip(shape, self.edges, strict=True))
+        whole: list[Any] = [slice(count * edge) for count, edge in zip(shape, self.edges, strict=True)]
         return block_means(features[(..., *whole)], shape)
 
 

@@ -28,6 +28,8 @@ FEWEST_LABELED = 2
 FEWEST_UNLABELED = 8
 FEWEST_STEPS_REGISTERED = 400
 """For registered labels: at 400 they gained, at 240 of another data set they lost."""
+FEWEST_STEPS_LATE = 1_500
+"""For pseudo-labels that are made late in a training: at 1,860 they gained, at 1,280 of another data set nothing."""
 FEWEST_STEPS_SWITCHED = 240
 """For the regional switch: the fewest that it was measured at."""
 FEWEST_STEPS_SWITCHED_2D = 1_000
@@ -48,6 +50,7 @@ class Situation:
         corresponding: whether they are of several patients, and the classes of these have a place in common.
         registrable: number of unlabeled cases to which there is time to register the labeled ones.
         steps_after_registration: of the training, where that is done in the same minutes.
+        steps_after_pseudo_labels: of the training, where the unlabeled cases are predicted once in the same minutes.
     """
 
     labeled: int
@@ -59,6 +62,7 @@ class Situation:
     corresponding: bool = False
     registrable: int = 0
     steps_after_registration: int = 0
+    steps_after_pseudo_labels: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,16 @@ class Choice:
     overrides: dict[str, Any]
     reasons: tuple[str, ...]
 
+
+# one training, whose pseudo-labels are made by an average of its networks when two thirds of it are done
+LATE = {
+    "rounds": 2,
+    "round_shares": (2, 1),
+    "warm_start": True,
+    "one_schedule": True,
+    "ema_decay": 0.99,
+    "mirrored_pseudo_labels": False,
+}
 
 RULES = (
     Rule(
@@ -138,6 +152,21 @@ RULES = (
         {"initial_pseudo_labels": "registration", "rounds": 1},
         "with two cases it gained 0.018 and 0.010 Dice on hippocampus at 800 steps (two draws of them), which is 0.010 "
         "and 0.002 more than the regional switch; on brain structures it lost 0.023 at 240",
+    ),
+    Rule(
+        f"labels of at most {MOST_SWITCHED} patients, in which classes lie at common places, {FEWEST_UNLABELED} or "
+        f"more unlabeled cases, time to predict these and for {FEWEST_STEPS_LATE:,} steps, and fewer than "
+        f"{LONG_STEPS:,} steps",
+        lambda s: (
+            s.patients <= MOST_SWITCHED
+            and s.corresponding
+            and s.unlabeled >= FEWEST_UNLABELED
+            and s.steps_after_pseudo_labels >= FEWEST_STEPS_LATE
+            and s.steps < LONG_STEPS
+        ),
+        "SwitchedSelfTraining",
+        LATE,
+        "PENDING",
     ),
     Rule(
         f"labels of at most {MOST_SWITCHED} patients, in which classes lie at common places, at least "

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -19,10 +20,12 @@ from nnssl.trainers.choosing import (
     ENOUGH_REGISTERED,
     FEW_LABELED,
     FEWEST_LABELED,
+    FEWEST_STEPS_LATE,
     FEWEST_STEPS_REGISTERED,
     FEWEST_STEPS_SWITCHED,
     FEWEST_STEPS_SWITCHED_2D,
     FEWEST_UNLABELED,
+    LATE,
     LONG_STEPS,
     MOST_REGISTERED,
     MOST_SWITCHED,
@@ -36,7 +39,7 @@ from nnssl.trainers.engine import auto, budget, registered_labels
 from nnssl.trainers.engine.auto import situation_of, with_choice
 from nnssl.trainers.engine.request import TrainingRequest, requested_plan
 from nnssl.trainers.engine.run import run
-from nnssl.trainers.engine.settings import check_overrides
+from nnssl.trainers.engine.settings import check_overrides, parse_overrides
 from nnssl.trainers.registry import get_trainer
 from nnssl.utils.paths import preprocessed_folder, raw_folder, results_folder
 from tests.support.locks import held_by_another
@@ -106,6 +109,29 @@ def test_few_corresponding_images_are_switched_in_short_trainings(changes, switc
     images = {"dimensions": 2, "labeled": 8, "patients": 8, "corresponding": True, "steps": 2_000}
     choice = choose(replace(USUAL, **images | changes))
     assert choice.trainer == ("SwitchedSupervised" if switched else "Supervised")
+
+
+@pytest.mark.parametrize(
+    ("changes", "late"),
+    [
+        ({}, True),
+        ({"labeled": 4, "patients": MOST_SWITCHED}, True),
+        ({"labeled": 5, "patients": MOST_SWITCHED + 1}, False),
+        ({"corresponding": False}, False),
+        ({"unlabeled": FEWEST_UNLABELED - 1}, False),
+        ({"steps_after_pseudo_labels": FEWEST_STEPS_LATE - 1}, False),
+        ({"steps": LONG_STEPS}, False),
+        ({"dimensions": 2}, False),
+        ({"labeled": 2, "patients": 2, "registrable": 100}, False),
+    ],
+)
+def test_few_corresponding_cases_get_late_pseudo_labels_where_there_is_time(changes, late):
+    usual = {"corresponding": True, "steps": LONG_STEPS - 1, "steps_after_pseudo_labels": FEWEST_STEPS_LATE}
+    choice = choose(replace(USUAL, **usual | changes))
+    assert (choice.overrides == LATE) == late
+    if late:
+        assert choice.trainer == "SwitchedSelfTraining"
+        assert not any("are not used" in reason for reason in choice.reasons)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +224,7 @@ def test_auto_trains_what_the_rules_say_and_prediction_finds_it(tiny, capsys):
         "corresponding": False,
         "registrable": 0,
         "steps_after_registration": 2,
+        "steps_after_pseudo_labels": 2,
     }
 
 
@@ -268,11 +295,11 @@ def test_a_common_place_is_read_from_the_plans_and_needs_two_cases_of_the_fold(t
         assert (with_choice(asked, torch.device("cpu")).trainer == "SwitchedSupervised") == expected
     plan = requested_plan(request())
     plan.plans["configurations"][tiny.configuration]["semi_supervised"]["atlas_evidence"]["common_place"] = True
-    assert situation_of(plan, "0", 2).corresponding
-    assert situation_of(plan, "0", 2).labeled == 2
+    assert situation_of(plan, "0").corresponding
+    assert situation_of(plan, "0").labeled == 2
     splits = [{"train": ["labeled_0"], "val": ["labeled_1", "labeled_2"], "unlabeled": ["unlabeled_3"]}]
     (preprocessed_folder() / NAME / "splits_final.json").write_text(json.dumps(splits))
-    alone = situation_of(plan, "0", 2)
+    alone = situation_of(plan, "0")
     assert (alone.labeled, alone.unlabeled, alone.corresponding) == (1, 1, False)
 
 
@@ -286,13 +313,13 @@ def test_scans_of_a_patient_count_as_one(tiny):
         ({f"labeled_{i}": "anna" for i in range(3)}, 1, False),
     ):
         file.write_text(json.dumps({"provenance": {"groups": groups}}))
-        found = situation_of(plan, "all", 2)
+        found = situation_of(plan, "all")
         assert (found.labeled, found.patients, found.corresponding) == (3, patients, corresponding)
 
 
 def test_registration_needs_the_raw_data_and_time(tiny, monkeypatch):
     def registrable(minutes: float | None = None) -> int:
-        return situation_of(requested_plan(request()), "all", 2, minutes).registrable
+        return situation_of(requested_plan(request()), "all", minutes).registrable
 
     assert registrable() == 0
     raw = raw_folder() / NAME
@@ -310,7 +337,6 @@ def test_registration_needs_the_raw_data_and_time(tiny, monkeypatch):
     # a scan takes 162 s on one core
     monkeypatch.setattr(registered_labels, "expected_seconds", lambda shape: {(10, 20, 30): 162 / tiny.labeled}[shape])
     assert registrable(minutes=6) == 2
-    assert situation_of(requested_plan(request()), "all", 600, minutes=6).steps_after_registration == 400
     monkeypatch.setattr(auto.os, "access", lambda folder, mode: False)
     assert registrable(minutes=6) == 0, "the masks could not be kept"
 
@@ -318,9 +344,9 @@ def test_registration_needs_the_raw_data_and_time(tiny, monkeypatch):
 @pytest.mark.parametrize("stage", ["previous_stage", "next_stage"])
 def test_stages_of_a_cascade_are_told(tiny, stage):
     plan = requested_plan(request())
-    assert not situation_of(plan, "all", 2).cascaded
+    assert not situation_of(plan, "all").cascaded
     plan.plans["configurations"][tiny.configuration][stage] = "3d_other"
-    assert situation_of(plan, "all", 2).cascaded
+    assert situation_of(plan, "all").cascaded
 
 
 def test_auto_cannot_be_validated_before_it_was_trained(tiny):
@@ -360,8 +386,42 @@ def test_steps_are_those_that_the_minutes_allow(tiny, monkeypatch, capsys):
     monkeypatch.setattr(budget, "measure_costs", lambda trainer: budget.Costs(step=1, start=0))
     asked = chosen(epochs=None, iterations_per_epoch=None, minutes=1000)
     assert asked.trainer == "BCP"
-    assert "53,750 steps" in capsys.readouterr().out
+    steps = int(re.search(r"unlabeled cases, ([0-9,]+) steps", capsys.readouterr().out)[1].replace(",", ""))
+    assert 53_000 < steps <= 54_000
     assert asked.epochs is None, "the minutes are planned anew, for the method that was chosen"
+
+
+@pytest.mark.parametrize(
+    ("common", "between", "timed", "trainer"),
+    [
+        (True, 0, "SwitchedSelfTraining", "SwitchedSelfTraining"),
+        (True, 3_240 - FEWEST_STEPS_LATE - 100, "SwitchedSelfTraining", "SwitchedSelfTraining"),
+        (True, 3_240 - FEWEST_STEPS_LATE + 1, "SwitchedSelfTraining", "SwitchedSupervised"),
+        (False, 0, "Supervised", "Supervised"),
+    ],
+)
+def test_pseudo_labels_are_timed_where_they_may_be_made(tiny, monkeypatch, common, between, timed, trainer):
+    file = preprocessed_folder() / NAME / f"{PLANS}.json"
+    plans = json.loads(file.read_text())
+    block = plans["configurations"][tiny.configuration].setdefault("semi_supervised", {})
+    block["atlas_evidence"] = {"pairs": 3, "common_place": common, "overlap": {}}
+    file.write_text(json.dumps(plans))
+    asked = []
+
+    def costs_of(request: TrainingRequest, device: torch.device) -> budget.Costs:
+        asked.append((request.trainer, len(request.overrides)))
+        return budget.Costs(step=1, start=0, between=between)
+
+    monkeypatch.setattr(auto, "costs_of", costs_of)
+    found = chosen(epochs=None, iterations_per_epoch=None, minutes=60)
+    assert found.trainer == trainer
+    assert asked == [(timed, len(LATE) if timed == "SwitchedSelfTraining" else 0)]
+    situation = json.loads(auto_record(results(), PLANS, tiny.configuration).read_text())["situation"]
+    assert 3_200 < situation["steps"] <= 3_240
+    assert situation["steps_after_registration"] == int(situation["steps"] * 2 / 3)
+    if trainer == "SwitchedSelfTraining":
+        overrides = check_overrides(get_trainer(trainer), parse_overrides(get_trainer(trainer), list(found.overrides)))
+        assert overrides["round_shares"] == (2, 1)
 
 
 def test_without_a_training_auto_stands_for_nothing(tiny):

@@ -18,8 +18,8 @@ from nnssl.errors import UserError
 from nnssl.inference.models import AUTO, auto_record
 from nnssl.preprocessing.fingerprint import FINGERPRINT_FILE, patients_of
 from nnssl.trainers.base import SemiSupervisedTrainer
-from nnssl.trainers.choosing import Situation, choose
-from nnssl.trainers.engine.budget import budget_of
+from nnssl.trainers.choosing import FEWEST_STEPS_LATE, LATE, Situation, choose
+from nnssl.trainers.engine.budget import costs_of
 from nnssl.trainers.engine.distributed import current_ranks
 from nnssl.trainers.engine.record import RECORD
 from nnssl.trainers.engine.registered_labels import SHARE_OF_MINUTES, seconds_per_case
@@ -57,10 +57,10 @@ def with_choice(request: TrainingRequest, device: torch.device, *, keep: bool = 
     if holds:
         record = _recorded(file)
     else:
-        steps = _steps(request, device)
         # ranks on other machines may have other numbers of cores
-        found = current_ranks().from_main(lambda: asdict(situation_of(plan, request.fold, steps, request.minutes)))
-        record = {**asdict(choose(Situation(**found))), "situation": found}
+        found = current_ranks().from_main(lambda: asdict(situation_of(plan, request.fold, request.minutes)))
+        situation = _with_steps(Situation(**found), request, device)
+        record = {**asdict(choose(situation)), "situation": asdict(situation)}
         if keep:
             current_ranks().from_main(lambda: write_json(record, file))
     chosen = record["overrides"]
@@ -89,12 +89,32 @@ def _recorded(file: Path) -> dict[str, Any]:
     return read_json(file, fix="delete it, and the method is chosen anew")
 
 
-def _steps(request: TrainingRequest, device: torch.device) -> int:
-    """Steps of the training, or those of `Supervised` for which there is time."""
-    if request.minutes is not None:
-        return budget_of(replace(request, trainer="Supervised", overrides=_length(request)), device).steps
-    length = flags_of(request) | parse_overrides(SemiSupervisedTrainer, _length(request))
-    return math.prod(length.get(name, getattr(SemiSupervisedTrainer, name)) for name in _LENGTH)
+def _with_steps(situation: Situation, request: TrainingRequest, device: torch.device) -> Situation:
+    """The situation with the steps of the training, or those for which there is time.
+
+    They are timed with `Supervised`; where pseudo-labels may be made, with these, whose steps take as long.
+    """
+    if request.minutes is None:
+        length = flags_of(request) | parse_overrides(SemiSupervisedTrainer, _length(request))
+        steps = math.prod(length.get(name, getattr(SemiSupervisedTrainer, name)) for name in _LENGTH)
+        return replace(situation, steps=steps, steps_after_registration=steps, steps_after_pseudo_labels=steps)
+    enough = replace(situation, steps=FEWEST_STEPS_LATE, steps_after_pseudo_labels=FEWEST_STEPS_LATE)
+    late = choose(enough).overrides == LATE
+    timed = replace(
+        request,
+        trainer="SwitchedSelfTraining" if late else "Supervised",
+        overrides=[*(f"{name}={value}" for name, value in LATE.items() if late), *_length(request)],
+    )
+    costs = costs_of(timed, device)
+    steps, with_predictions = current_ranks().from_main(
+        lambda: (replace(costs, between=0.0).steps_of(request), costs.steps_of(request))
+    )
+    return replace(
+        situation,
+        steps=steps,
+        steps_after_registration=int(steps * (1 - SHARE_OF_MINUTES)),
+        steps_after_pseudo_labels=with_predictions if late else 0,
+    )
 
 
 def _length(request: TrainingRequest) -> list[str]:
@@ -102,13 +122,12 @@ def _length(request: TrainingRequest) -> list[str]:
     return [text for text in request.overrides if text.split("=")[0].strip() in _LENGTH]
 
 
-def situation_of(plan: RequestedPlan, fold: str, steps: int, minutes: float | None = None) -> Situation:
-    """What the preprocessed data and the plan say.
+def situation_of(plan: RequestedPlan, fold: str, minutes: float | None = None) -> Situation:
+    """What the preprocessed data and the plan say; nothing of steps.
 
     Args:
         plan: of the training.
         fold: that is trained; it says how many cases there are.
-        steps: of the training.
         minutes: for the whole training, if the user has named them.
     """
     planned = _inherited(plan.plans["configurations"], plan.configuration)
@@ -123,10 +142,9 @@ def situation_of(plan: RequestedPlan, fold: str, steps: int, minutes: float | No
         labeled=labeled,
         patients=patients,
         unlabeled=len(unlabeled),
-        steps=steps,
+        steps=0,
         dimensions=len(planned["patch_size"]),
         registrable=_registrable(plan.dataset, unlabeled_folder(folder), unlabeled, labeled, minutes),
-        steps_after_registration=steps if minutes is None else int(steps * (1 - SHARE_OF_MINUTES)),
         cascaded=any(planned.get(stage) is not None for stage in ("previous_stage", "next_stage")),
         corresponding=evidence.get("common_place", False) and patients > 1,
     )

@@ -73,6 +73,11 @@ class Costs:
         """Steps for which there is time; 0 or less if there is for none."""
         return math.floor((seconds - self.start - self.cases) / self.step)
 
+    def steps_of(self, request: TrainingRequest) -> int:
+        """Steps for which there is time in what is left of the minutes of a request, a reserve left out; at least 0."""
+        assert request.minutes is not None
+        return max(0, self.steps_within(60 * request.minutes * (1 - RESERVE) - (time.time() - request.asked_at)))
+
     def seconds_for(self, steps: int) -> float:
         return self.start + self.cases + steps * self.step
 
@@ -139,6 +144,19 @@ def budget_of(request: TrainingRequest, device: torch.device) -> Budget:
     """The longest training of the requested method that ends within the requested minutes, the same on all ranks."""
     ranks, minutes = current_ranks(), request.minutes
     assert minutes is not None
+    costs = costs_of(request, device)
+    chosen = overrides_of(request, trainer_class_of(request)).get("num_iterations_per_epoch")
+
+    def plan() -> Budget:
+        return plan_budget(costs, minutes, asked_at=request.asked_at, now=time.time(), iterations_per_epoch=chosen)
+
+    return Budget(*ranks.from_main(lambda: astuple(plan())))
+
+
+def costs_of(request: TrainingRequest, device: torch.device) -> Costs:
+    """What the requested training costs, measured on a trial of it. All ranks have to ask together."""
+    minutes = request.minutes
+    assert minutes is not None
     print(f"Timing steps of {request.trainer} for a training of {minutes:g} minutes ...", flush=True)
     with contextlib.redirect_stdout(io.StringIO()), trial(request, device) as trainer:
         end = request.asked_at + 60 * minutes
@@ -147,13 +165,8 @@ def budget_of(request: TrainingRequest, device: torch.device) -> Budget:
     del trainer
     gc.collect()
     # the next trainer connects them anew
-    ranks.disconnect()
-    chosen = overrides_of(request, trainer_class_of(request)).get("num_iterations_per_epoch")
-
-    def plan() -> Budget:
-        return plan_budget(costs, minutes, asked_at=request.asked_at, now=time.time(), iterations_per_epoch=chosen)
-
-    return Budget(*ranks.from_main(lambda: astuple(plan())))
+    current_ranks().disconnect()
+    return costs
 
 
 def measure_costs(trainer: SemiSupervisedTrainer) -> Costs:
