@@ -7,7 +7,6 @@ import io
 import math
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,11 @@ from nnssl.trainers.engine.run_settings import RunSettings
 from nnssl.trainers.engine.settings import hyperparameters
 from nnssl.trainers.registry import registered_trainers, trainer_names
 from tests.support.host import reads_of_values
-from tests.support.tiny import DEVICE, Tiny
+from tests.support.tiny import DEVICE
 
 NAMES = trainer_names()
 SEMI_SUPERVISED = [name for name, trainer in registered_trainers().items() if trainer.uses_unlabeled]
 PLAIN_SUPERVISION = [name for name in SEMI_SUPERVISED if registered_trainers()[name].plain_supervision]
-
-
-@pytest.fixture(autouse=True)
-def _restore_determinism():
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., Tiny]:
-    """Makes data sets with one labeled patch per step, or as many as the trainer under test needs."""
-    trainer = registered_trainers()[request.node.callspec.params["name"]]
-    return lambda **options: Tiny(**{"labeled_batch": trainer.min_labeled_patches, "light": True} | options).write(
-        tmp_path / "data", monkeypatch
-    )
 
 
 def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

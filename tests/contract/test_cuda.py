@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,20 +21,6 @@ NAMES = trainer_names()
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="a GPU tells more: NNSSL_TEST_DEVICE=cuda pytest tests/contract"
 )
-
-
-@pytest.fixture(autouse=True)
-def _restore_determinism():
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., Tiny]:
-    trainer = registered_trainers()[request.node.callspec.params["name"]]
-    return lambda **options: Tiny(**{"labeled_batch": trainer.min_labeled_patches, "light": True} | options).write(
-        tmp_path / "data", monkeypatch
-    )
 
 
 def _steps(trainer: Any, batch: Callable[[], dict[str, Any]]) -> Iterator[dict[str, torch.Tensor]]:
