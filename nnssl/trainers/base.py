@@ -395,7 +395,7 @@ class SemiSupervisedTrainer(SetUp):
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
 
-    def run_training(self, begin: Callable[[], None] = lambda: None) -> None:
+    def run_training(self, begin: loop.Begin = lambda: lambda: None) -> None:
         loop.train(self, begin)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:

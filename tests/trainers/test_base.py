@@ -195,7 +195,7 @@ def test_what_the_device_refuses_is_told_in_one_message(tiny, monkeypatch, error
 
     monkeypatch.setattr(trainer, "forward", refuse)
     with pytest.raises(UserError, match=told) as caught:
-        trainer.run_training(begin=lambda: begun.append(True))
+        trainer.run_training(begin=lambda: lambda: begun.append(True))
     assert "step 0: Supervised on cpu in fp32, 1 labeled and 0 unlabeled patches of 16x16x16" in str(caught.value)
     assert not begun, "an earlier training's results are removed then"
 
@@ -209,8 +209,13 @@ def test_other_errors_of_a_step_stay_as_they_are(tiny, monkeypatch):
 
 def test_a_training_begins_once(tiny):
     trainer, begun = tiny.trainer("Supervised"), []
-    trainer.run_training(begin=lambda: begun.append(trainer.iteration))
-    assert begun == [1]
+
+    def begin():
+        begun.append(trainer.iteration)
+        return lambda: begun.append(trainer.iteration)
+
+    trainer.run_training(begin)
+    assert begun == [0, 1]
 
 
 def test_too_few_unlabeled_cases_are_told_before_training(tmp_path, monkeypatch):

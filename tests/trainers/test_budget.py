@@ -15,7 +15,7 @@ from nnssl.cli import run as run_command
 from nnssl.errors import UserError
 from nnssl.inference.checkpoint import read_model_checkpoint
 from nnssl.trainers.base import SemiSupervisedTrainer
-from nnssl.trainers.engine import budget, deadline
+from nnssl.trainers.engine import budget, deadline, pseudo_labeling
 from nnssl.trainers.engine.budget import Budget, Costs, measure_costs, plan_budget
 from nnssl.trainers.engine.deadline import Deadline, keep_deadline, phase_boundaries
 from nnssl.trainers.engine.request import TrainingRequest
@@ -136,14 +136,14 @@ def test_validation_cases_take_time(tiny):
 
 @pytest.mark.parametrize(("limit", "predictions"), [(5.0, 2), (0.3, 1)])
 def test_the_first_prediction_is_not_timed_unless_it_takes_long(limit, predictions, tiny, monkeypatch):
-    real, times = budget.predict_logits, []
+    real, times = pseudo_labeling.predict_logits, []
 
     def predict_logits(*arguments):
         times.append(1.0 if not times else 0.0)
         time.sleep(times[-1])
         return real(*arguments)
 
-    monkeypatch.setattr(budget, "predict_logits", predict_logits)
+    monkeypatch.setattr(pseudo_labeling, "predict_logits", predict_logits)
     monkeypatch.setattr(budget, "_PREDICTED_AGAIN", limit)
     with trial(request("SelfTraining"), DEVICE) as trainer:
         cases = measure_costs(trainer).between / (2 * len(trainer.split().unlabeled))

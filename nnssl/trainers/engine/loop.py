@@ -38,14 +38,16 @@ STARVING_SHARE = 0.1
 # what a rank wishes before the next step; the largest wish of all ranks is done by all
 GO_ON, SAVE, STOP = range(3)
 
+Begin = Callable[[], Callable[[], None]]
+
 LATEST, FINAL, BEST = "checkpoint_latest.pth", "checkpoint_final.pth", "checkpoint_best.pth"
 
 
-def train(trainer: SemiSupervisedTrainer, begin: Callable[[], None] = lambda: None) -> None:
+def train(trainer: SemiSupervisedTrainer, begin: Begin = lambda: lambda: None) -> None:
     """Trains from where ``trainer`` stands to its last epoch.
 
-    ``begin`` is called after the first step, when nothing speaks against the training any more, and before anything is
-    saved.
+    ``begin`` is called before the first step, what it returns after it: nothing speaks against the training any more,
+    and nothing has been saved.
 
     A stop request (SIGTERM, Ctrl-C, or a file ``stop`` in the run folder) saves ``checkpoint_latest.pth`` after the
     current step and ends the process with exit code 0. Several ranks stop together, whichever was asked to, one step
@@ -63,7 +65,7 @@ def train(trainer: SemiSupervisedTrainer, begin: Callable[[], None] = lambda: No
             for leftover in folder.rglob(".tmp_*"):
                 leftover.unlink()
         with StopRequest(stop_file) as stop, _progress_bar(trainer) as bar, device_errors(trainer):
-            clock = _Clock(begin)
+            clock = _Clock(begin())
             while trainer.current_epoch < trainer.num_epochs:
                 _run_epoch(trainer, stop, bar, clock)
         _finish(trainer)
@@ -75,16 +77,16 @@ def train(trainer: SemiSupervisedTrainer, begin: Callable[[], None] = lambda: No
 class _Clock:
     """When the last checkpoint, plot and preview were made, and what has happened once."""
 
-    def __init__(self, begin: Callable[[], None]) -> None:
+    def __init__(self, begun: Callable[[], None]) -> None:
         self.saved = self.plotted = self.pictured = time.monotonic()
         self.has_warned = self.has_begun = False
-        self._begin = begin
+        self._begun = begun
 
     def begin(self) -> None:
-        """Calls ``begin``, unless it was called."""
+        """Calls ``begun``, unless it was called."""
         if not self.has_begun:
             self.has_begun = True
-            self._begin()
+            self._begun()
 
 
 def _progress_bar(trainer: SemiSupervisedTrainer) -> tqdm:

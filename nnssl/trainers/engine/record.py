@@ -16,7 +16,7 @@ import torch
 
 import nnssl
 from nnssl.preprocessing.configuration import open_manifests
-from nnssl.utils.files import read_json, write_json
+from nnssl.utils.files import read_json
 
 if TYPE_CHECKING:
     from nnssl.trainers.base import SemiSupervisedTrainer
@@ -26,8 +26,8 @@ _PACKAGES = ("nnunetv2", "torch", "numpy", "scipy", "batchgenerators", "batchgen
              "SimpleITK", "dynamic-network-architectures")  # fmt: skip
 
 
-def record_run(trainer: SemiSupervisedTrainer) -> None:
-    """Writes ``run.json`` into the run folder.
+def run_record(trainer: SemiSupervisedTrainer) -> dict[str, Any]:
+    """What belongs into ``run.json`` of a training that is about to take its first step.
 
     A training that goes on keeps the command that it began with; those that continued it are listed under
     ``continued`` with the step they began at.
@@ -46,31 +46,28 @@ def record_run(trainer: SemiSupervisedTrainer) -> None:
             {"command": sys.argv, "started": now, "step": trainer.iteration},
         ]
     split = trainer.split()
-    write_json(
-        {
-            **begun,
-            "trainer": type(trainer).__name__,
-            "hyperparameters": trainer.hyperparameter_values(),
-            "settings": trainer.settings.as_dict(),
-            "dataset": trainer.plans_manager.dataset_name,
-            "plans": trainer.plans_manager.plans_name,
-            "configuration": trainer.configuration_name,
-            "fold": trainer.fold,
-            "cases": {"labeled": len(split.train), "unlabeled": len(split.unlabeled)},
-            "case_keys": case_keys(trainer),
-            "device": str(trainer.device),
-            "processes": trainer.ranks.size,
-            "versions": {
-                "nnssl": nnssl.__version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in _PACKAGES},
-            },
-            "git": git_state(Path(nnssl.__file__).parent),
-            "machine": hardware(trainer.device),
-            "plan": trainer.plans_manager.plans,
+    return {
+        **begun,
+        "trainer": type(trainer).__name__,
+        "hyperparameters": trainer.hyperparameter_values(),
+        "settings": trainer.settings.as_dict(),
+        "dataset": trainer.plans_manager.dataset_name,
+        "plans": trainer.plans_manager.plans_name,
+        "configuration": trainer.configuration_name,
+        "fold": trainer.fold,
+        "cases": {"labeled": len(split.train), "unlabeled": len(split.unlabeled)},
+        "case_keys": case_keys(trainer),
+        "device": str(trainer.device),
+        "processes": trainer.ranks.size,
+        "versions": {
+            "nnssl": nnssl.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
         },
-        path,
-    )
+        "git": git_state(Path(nnssl.__file__).parent),
+        "machine": hardware(trainer.device),
+        "plan": trainer.plans_manager.plans,
+    }
 
 
 def case_keys(trainer: SemiSupervisedTrainer) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nnssl.errors import UserError
@@ -18,7 +20,7 @@ from nnssl.trainers.engine.distributed import current_ranks, joined, ranks_of_en
 from nnssl.trainers.engine.launch import launch
 from nnssl.trainers.engine.loop import BEST, FINAL, LATEST
 from nnssl.trainers.engine.preview import FOLDER as PREVIEWS
-from nnssl.trainers.engine.record import RECORD, record_run
+from nnssl.trainers.engine.record import RECORD, run_record
 from nnssl.trainers.engine.request import (
     TrainingRequest,
     build_trainer,
@@ -30,7 +32,7 @@ from nnssl.trainers.engine.request import (
     trainer_class_of,
 )
 from nnssl.trainers.engine.requirements import check_requirements
-from nnssl.utils.files import read_json
+from nnssl.utils.files import read_json, write_json
 from nnssl.utils.lock import only_process
 from nnssl.utils.paths import results_folder
 
@@ -94,7 +96,7 @@ def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer
         trainer.configure(overrides_of(request, type(trainer)), settings_of(request))
     if not request.only_validate and (start is None or trainer.current_epoch < trainer.num_epochs):
         check_requirements(trainer)
-        trainer.run_training(begin=lambda: _begin(trainer, anew=start is None))
+        trainer.run_training(begin=partial(_begin, trainer, anew=start is None))
     # the rest is done by each on its own, and takes unequal times
     ranks.disconnect()
     if request.validate_best:
@@ -103,16 +105,21 @@ def _train_and_validate(request: TrainingRequest, trainer: SemiSupervisedTrainer
         trainer.perform_actual_validation(request.save_probabilities)
 
 
-def _begin(trainer: SemiSupervisedTrainer, anew: bool) -> None:
-    """Writes ``run.json``; only now, when nothing speaks against the training, results of an earlier one go."""
+def _begin(trainer: SemiSupervisedTrainer, anew: bool) -> Callable[[], None]:
+    """What is to be done when nothing speaks against the training any more: ``run.json`` is written, with what is known
+    now, and only then do the results of an earlier training go."""
     if not trainer.ranks.is_main:
-        return
-    folder = Path(trainer.output_folder)
-    record_run(trainer)
-    if anew:
-        for name in (FINAL, LATEST):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / PREVIEWS, ignore_errors=True)
+        return lambda: None
+    folder, record = Path(trainer.output_folder), run_record(trainer)
+
+    def begun() -> None:
+        write_json(record, folder / RECORD)
+        if anew:
+            for name in (FINAL, LATEST):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / PREVIEWS, ignore_errors=True)
+
+    return begun
 
 
 def _ignored_flags(request: TrainingRequest, trainer: SemiSupervisedTrainer) -> list[str]:
