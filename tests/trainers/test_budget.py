@@ -151,6 +151,15 @@ def test_the_first_prediction_is_not_timed_unless_it_takes_long(limit, predictio
     assert (cases > 1) == (predictions == 1)
 
 
+def test_a_lack_of_memory_while_steps_are_timed_is_told(tiny, monkeypatch):
+    def exhausted(trainer):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(budget, "measure_costs", exhausted)
+    with pytest.raises(UserError, match="memory of cpu does not suffice"):
+        budget.costs_of(request("Supervised", minutes=5), DEVICE)
+
+
 def test_only_validation_cases_are_mirrored_where_pseudo_labels_are_not(tiny, monkeypatch):
     real, asked = budget.predictor_of, []
 

@@ -161,7 +161,8 @@ def costs_of(request: TrainingRequest, device: torch.device) -> Costs:
     with contextlib.redirect_stdout(io.StringIO()), trial(request, device) as trainer:
         end = request.asked_at + 60 * minutes
         trainer.deadline = Deadline(end, end - 60 * minutes * RESERVE)
-        costs = measure_costs(trainer)
+        with device_errors(trainer):
+            costs = measure_costs(trainer)
     del trainer
     gc.collect()
     # the next trainer connects them anew
@@ -183,23 +184,21 @@ def measure_costs(trainer: SemiSupervisedTrainer) -> Costs:
     began = time.monotonic()
     trainer.on_train_start()
     try:
-        with device_errors(trainer):
-            trainer.network.train()
-            total, starts = total_steps(trainer), phase_boundaries(trainer)
-            ready, step = 0.0, 0.0
-            for start, end in zip(starts, [*starts[1:], total], strict=True):
-                if start > 0:
-                    _go_to(trainer, start)
-                began += _drain(trainer)
-                seconds = _median_seconds(trainer, lambda: _step(trainer))
-                step += seconds * (end - start) / total
-                ready = ready or time.monotonic() - began - _MEASURED * seconds
-            step += _validation_seconds(trainer) / VALIDATION_SHARE
+        trainer.network.train()
+        total, starts = total_steps(trainer), phase_boundaries(trainer)
+        ready, step = 0.0, 0.0
+        for start, end in zip(starts, [*starts[1:], total], strict=True):
+            if start > 0:
+                _go_to(trainer, start)
+            began += _drain(trainer)
+            seconds = _median_seconds(trainer, lambda: _step(trainer))
+            step += seconds * (end - start) / total
+            ready = ready or time.monotonic() - began - _MEASURED * seconds
+        step += _validation_seconds(trainer) / VALIDATION_SHARE
     finally:
         trainer.dataloader_train.close()
         trainer.dataloader_val.close()
-    with device_errors(trainer):
-        return Costs(step, ready, *_case_seconds(trainer))
+    return Costs(step, ready, *_case_seconds(trainer))
 
 
 def _go_to(trainer: SemiSupervisedTrainer, iteration: int) -> None:
